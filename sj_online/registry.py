@@ -1,0 +1,50 @@
+"""Names to objects by entry point, this package's and third parties' alike.
+
+A package adds its own neuron to ``sj_online`` with three lines in its ``pyproject.toml``::
+
+    [project.entry-points."sj_online.neurons"]
+    my_neuron = "my_package:MyNode"
+"""
+
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+GROUPS = ("neurons", "layers", "trainers", "models")
+
+
+def _entry_points(group: str) -> dict[str, EntryPoint]:
+    if group not in GROUPS:
+        raise ValueError(f"group={group!r} is not one of {', '.join(GROUPS)}")
+    return {point.name: point for point in entry_points(group=f"sj_online.{group}")}
+
+
+def names(group: str) -> list[str]:
+    """The registered names of a group, sorted; nothing is imported.
+
+    Args:
+        group: ``'neurons'``, ``'layers'``, ``'trainers'`` or ``'models'``.
+
+    Raises:
+        ValueError: an unknown group.
+
+    Example:
+        >>> "empf" in names("neurons")
+        True
+    """
+    return sorted(_entry_points(group))
+
+
+def get(group: str, name: str) -> Any:
+    """Import and return what is registered as ``name`` in ``group``.
+
+    Raises:
+        ValueError: an unknown group or name; the message lists the known ones.
+
+    Example:
+        >>> get("neurons", "empf").__name__
+        'EMPFNode'
+    """
+    points = _entry_points(group)
+    if name not in points:
+        raise ValueError(f"{name!r} is not a registered name of {group}; known: {', '.join(sorted(points))}")
+    return points[name].load()
