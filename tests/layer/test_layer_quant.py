@@ -1,0 +1,76 @@
+import pytest
+import torch
+from spikingjelly.activation_based import functional, layer
+
+from sj_online.layer import BinaryConv2d, BinaryLinear
+from sj_online.layer.quantizer import binarize, ternarize
+
+
+@pytest.fixture
+def weight():
+    # Beyond +-1 too, an exact zero, and both bounds of the straight-through mask.
+    w = torch.randn(5, 4, 3, 3, dtype=torch.float64)
+    w[0, 0, 0] = torch.tensor([0.0, 1.0, -1.0])
+    return w.requires_grad_()
+
+
+def test_binarize_is_the_scaled_sign_with_an_inclusive_mask(weight):
+    grad = torch.randn_like(weight)
+    out = binarize(weight)
+    out.backward(grad)
+    for o in range(weight.shape[0]):
+        scale = weight[o].abs().mean()
+        assert torch.equal(out[o], torch.where(weight[o] < 0, -scale, scale))
+    assert torch.equal(weight.grad, torch.where(weight.abs() > 1, 0, grad))
+
+
+def test_ternarize_has_one_threshold_and_scale_per_tensor_and_an_exclusive_mask(weight):
+    grad = torch.randn_like(weight)
+    out = ternarize(weight)
+    out.backward(grad)
+    w = weight.detach().clamp(-1, 1)
+    delta = 0.7 * w.abs().mean()
+    a = w.abs()[w.abs() > delta].mean()
+    expected = torch.where(w > delta, a, torch.where(w < -delta, -a, torch.zeros(())))
+    torch.testing.assert_close(out.detach(), expected, rtol=0, atol=1e-15)
+    assert torch.equal(weight.grad, torch.where(weight.abs() >= 1, 0, grad))
+
+
+def test_ternarize_of_zeros_is_zero():
+    assert torch.equal(ternarize(torch.zeros(3, 3)), torch.zeros(3, 3))
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "circular"])
+def test_binary_conv_is_the_hosts_conv_with_binary_weights(padding_mode):
+    conv = BinaryConv2d(4, 6, 3, stride=2, padding=1, groups=2, padding_mode=padding_mode).double()
+    host = layer.Conv2d(4, 6, 3, stride=2, padding=1, groups=2, bias=False, padding_mode=padding_mode).double()
+    torch.nn.init.normal_(conv.weight)
+    host.load_state_dict({"weight": binarize(conv.weight)})
+    x = torch.randn(3, 2, 4, 9, 9, dtype=torch.float64)
+    assert torch.equal(conv(x[0]), host(x[0]))
+    functional.set_step_mode(conv, "m")
+    assert torch.equal(conv(x), torch.stack([host(step) for step in x]))
+
+
+def test_binary_linear_is_the_hosts_linear_with_binary_weights():
+    linear = BinaryLinear(7, 5, bias=True).double()
+    torch.nn.init.normal_(linear.weight)
+    x = torch.randn(3, 2, 7, dtype=torch.float64)
+    assert torch.equal(linear(x), torch.nn.functional.linear(x, binarize(linear.weight), linear.bias))
+
+
+@pytest.mark.parametrize("synapse", [BinaryConv2d(8, 8, 3), BinaryLinear(100, 9)])
+def test_latent_weights_start_small_and_positive_without_bias(synapse):
+    assert isinstance(synapse, layer.Conv2d | layer.Linear)
+    assert set(synapse.state_dict()) == {"weight"}
+    assert synapse.weight.min() >= 0 and 5e-4 < synapse.weight.max() <= 1e-3
+
+
+def test_compiles_without_a_graph_break():
+    conv = BinaryConv2d(2, 3, 3)
+    torch.nn.init.normal_(conv.weight)
+    x = torch.randn(2, 2, 5, 5)
+    out = torch.compile(conv, fullgraph=True, backend="aot_eager")(x)
+    assert torch.equal(out, conv(x))
+    (grad,) = torch.autograd.grad(out.sum(), conv.weight)
+    torch.testing.assert_close(grad, torch.autograd.grad(conv(x).sum(), conv.weight)[0])
