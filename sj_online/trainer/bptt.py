@@ -1,0 +1,56 @@
+"""Backpropagation through time, the oracle of every other rule."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sj_online.loss import Loss
+from sj_online.trainer.base import Rule
+
+
+class BPTT(Rule):
+    """All T steps in one graph: the exact gradient, with memory that grows with T (EM-PF, Eq. 2: STBP).
+
+    The loss is the mean over the steps of the per-step loss (``step_scale='sum'``: their sum), or one loss of the
+    whole sequence if ``loss_fn`` is marked by :func:`sj_online.loss.over_window`. Other arguments as in
+    :class:`~sj_online.trainer.base.Rule`.
+
+    Example:
+        >>> from spikingjelly.activation_based import layer, neuron
+        >>> net = nn.Sequential(layer.Linear(8, 4), neuron.LIFNode(), layer.Linear(4, 3))
+        >>> rule = BPTT(net, torch.optim.SGD(net.parameters(), lr=0.1), num_steps=6)
+        >>> result = rule.train_step(torch.rand(2, 8), torch.tensor([0, 2]))
+        >>> result.output.shape
+        torch.Size([2, 3])
+    """
+
+    paper = "STBP (Wu et al. 2018)"
+    exact = True
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        loss_fn: Loss = F.cross_entropy,
+        num_steps: int | None = None,
+        step_scale: str = "mean",
+        backward: Callable[[Tensor], None] | None = None,
+        before_step: Callable[[], bool | None] | None = None,
+    ) -> None:
+        super().__init__(
+            net,
+            optimizer,
+            loss_fn=loss_fn,
+            num_steps=num_steps,
+            step_scale=step_scale,
+            backward=backward,
+            before_step=before_step,
+        )
+
+    @property
+    def horizon(self) -> None:
+        """All steps."""
+        return None

@@ -1,0 +1,84 @@
+"""Backward at K random steps only."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sj_online.loss import Loss
+from sj_online.trainer import check, parallel
+from sj_online.trainer.base import Rule
+
+
+class RandomBP(Rule):
+    """SLTT at K of the T steps, drawn anew for each batch; the others run under no_grad (EM-PF, Sec. 4.3; SLTT-K).
+
+    Batch normalisation stays in training mode at every step. SLTT-K is
+    ``RandomBP(k=K, step_scale='mean', update='sequence')``.
+
+    Args:
+        net: see :class:`~sj_online.trainer.base.Rule`, as the arguments not named here.
+        optimizer: see there.
+        k: K, at most T.
+        generator: of the draws; torch's default one if None. Its state is in :meth:`state_dict`.
+        stop_early: leave out the steps after the last one that learns.
+
+    Example:
+        >>> from spikingjelly.activation_based import layer, neuron
+        >>> net = nn.Sequential(layer.Linear(8, 4), neuron.LIFNode(), layer.Linear(4, 3))
+        >>> rule = RandomBP(net, torch.optim.SGD(net.parameters(), lr=0.1), num_steps=6)
+        >>> [len(window.steps) for window in rule.gradients(torch.rand(2, 8), torch.tensor([0, 2]))]
+        [1]
+    """
+
+    paper = "EM-PF (random back-propagation); SLTT-K (Meng et al. 2023)"
+    exact = False
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        k: int = 1,
+        generator: torch.Generator | None = None,
+        *,
+        stop_early: bool = False,
+        loss_fn: Loss = F.cross_entropy,
+        num_steps: int | None = None,
+        update: str = "step",
+        step_scale: str = "sum",
+        backward: Callable[[Tensor], None] | None = None,
+        before_step: Callable[[], bool | None] | None = None,
+    ) -> None:
+        check.at_least_one("k", k)
+        super().__init__(
+            net,
+            optimizer,
+            loss_fn=loss_fn,
+            num_steps=num_steps,
+            update=update,
+            step_scale=step_scale,
+            backward=backward,
+            before_step=before_step,
+        )
+        self.k = k
+        self.generator = generator
+        self.stop_early = stop_early
+
+    def windows(self, T: int) -> Iterator[tuple[range, bool]]:
+        """Single steps, K of which learn."""
+        if self.k > T:
+            raise ValueError(f"k={self.k} steps cannot be drawn from T={T}")
+        learning = set(parallel.from_first(torch.randperm(T, generator=self.generator))[: self.k].tolist())
+        for t in range(max(learning) + 1 if self.stop_early else T):
+            yield range(t, t + 1), t in learning
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the generator, if there is one."""
+        return {} if self.generator is None else {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the generator."""
+        if self.generator is not None:
+            self.generator.set_state(state["generator"])
