@@ -1,0 +1,126 @@
+"""The EM-PF neuron in plain torch: one step for autograd, a sequence with its hand-written backward.
+
+EM-PF, Eq. 3-5 (HD-LIF without its quantiser), for each step t with leak ``decay`` and threshold ``threshold``:
+
+    m[t] = decay_t v[t-1] + x[t]                charge
+    v[t] = min(m[t], threshold_t)               a neuron that fires is reset to its threshold exactly
+    s[t] = m[t] - v[t] = relu(m[t] - threshold_t)
+
+With chi[t] = 1 where m[t] >= threshold_t (which is where v[t] equals threshold_t), the derivatives are
+ds/dm = chi, dv/dm = 1 - chi, ds/dthreshold = -chi, dv/dthreshold = chi. The online gradient cuts v[t-1] and drops the
+last one. HD-LIF rounds s to ``spike_bits`` bits, passes the gradient straight through, and resets by the unrounded s.
+"""
+
+import torch
+from torch import Tensor
+
+SPIKE_LEVELS_PER_UNIT = 4
+"""HD-LIF's quantiser has steps of 1/4."""
+
+
+def charge(x: Tensor, v: Tensor, decay: Tensor) -> Tensor:
+    """m[t] from x[t] [N, ...] and v[t-1] [N, ...] (EM-PF, Eq. 3)."""
+    return decay * v + x
+
+
+def fire(m: Tensor, threshold: Tensor, spike_bits: int, temporal_grad: bool) -> tuple[Tensor, Tensor]:
+    """s[t] and v[t] from m[t], all [N, ...] (EM-PF, Eq. 4 and 5).
+
+    Not minimum and relu: their derivatives at m = threshold are 1/2 and 0, the paper's chi is 1 there.
+    """
+    fired = m >= threshold
+    v = torch.where(fired, threshold, m)
+    s = m - v
+    if not temporal_grad:
+        v = torch.where(fired, threshold.detach(), m)
+    if spike_bits:
+        s = quantize(s.detach(), spike_bits) + (s - s.detach())
+    return s, v
+
+
+def quantize(s: Tensor, spike_bits: int) -> Tensor:
+    """HD-LIF's spike quantiser: steps of 1/4, levels 0 to 2**spike_bits - 1, half to even.
+
+    Example:
+        >>> quantize(torch.tensor([0.1, 0.2, 9.0]), 4)
+        tensor([0.0000, 0.2500, 3.7500])
+    """
+    levels = (s * SPIKE_LEVELS_PER_UNIT).round_().clamp_(0, 2**spike_bits - 1)
+    return levels.div_(SPIKE_LEVELS_PER_UNIT)
+
+
+def forward(
+    x_seq: Tensor, v0: Tensor, decay: Tensor, threshold: Tensor, spike_bits: int, store_v: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """T steps.
+
+    Args:
+        x_seq: input current [T, N, ...].
+        v0: v before the first step [N, ...]; its dtype is the dtype of the state.
+        decay: leak [T], or [1] for all steps, in the dtype of the state.
+        threshold: threshold [T] or [1], likewise.
+        spike_bits: bits of a spike, 0 for float spikes.
+        store_v: whether to return every v[t].
+
+    Returns:
+        s_seq [T, N, ...] in the dtype of x_seq, the last v [N, ...], and v_seq [T, N, ...] or an empty tensor.
+    """
+    steps = x_seq.shape[0]
+    decay, threshold = decay.expand(steps), threshold.expand(steps)
+    s_seq = torch.empty_like(x_seq)
+    v_seq = torch.empty_like(x_seq, dtype=v0.dtype) if store_v else v0.new_empty(0)
+    v_last, m, v = torch.empty_like(v0), torch.empty_like(v0), v0
+    for t in range(steps):
+        torch.mul(v, decay[t], out=m).add_(x_seq[t])
+        v = torch.minimum(m, threshold[t], out=v_seq[t] if store_v else v_last)
+        if spike_bits:
+            s_seq[t] = quantize(m.sub_(v), spike_bits)
+        else:
+            torch.sub(m, v, out=s_seq[t])
+    return s_seq, v_last.copy_(v), v_seq
+
+
+def backward(
+    grad_s: Tensor,
+    grad_v_last: Tensor,
+    grad_v_seq: Tensor,
+    v0: Tensor,
+    v_seq: Tensor,
+    decay: Tensor,
+    threshold: Tensor,
+    temporal_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradient of :func:`forward`, exact or (``temporal_grad=False``) online.
+
+    Args:
+        grad_s: dL/ds_seq [T, N, ...].
+        grad_v_last: dL/dv_last [N, ...].
+        grad_v_seq: dL/dv_seq [T, N, ...], or an empty tensor for none.
+        v0: as in :func:`forward`.
+        v_seq: as returned by :func:`forward`.
+        decay: as in :func:`forward`.
+        threshold: as in :func:`forward`.
+        temporal_grad: False cuts v[t-1] and drops dv/dthreshold.
+
+    Returns:
+        Gradients of x_seq [T, N, ...], v0 [N, ...], decay and threshold (each in its own shape).
+    """
+    steps = grad_s.shape[0]
+    decay_t, threshold_t = decay.expand(steps), threshold.expand(steps)
+    grad_x = torch.empty_like(grad_s)
+    grad_decay, grad_threshold = v0.new_empty(steps), v0.new_empty(steps)
+    grad_v, grad_m, product = grad_v_last.clone(), torch.empty_like(v0), torch.empty_like(v0)
+    for t in reversed(range(steps)):
+        if grad_v_seq.numel():
+            grad_v += grad_v_seq[t]
+        fired = v_seq[t] == threshold_t[t]
+        torch.where(fired, grad_s[t], grad_v, out=grad_m)
+        grad_x[t] = grad_m
+        grad_decay[t] = torch.mul(grad_m, v_seq[t - 1] if t else v0, out=product).sum()
+        if temporal_grad:
+            grad_threshold[t] = torch.sub(grad_v, grad_m, out=product).sum()
+            torch.mul(grad_m, decay_t[t], out=grad_v)
+        else:
+            grad_threshold[t] = -torch.mul(grad_m, fired, out=product).sum()
+            grad_v.zero_()
+    return grad_x, grad_v, grad_decay.sum_to_size(decay.shape), grad_threshold.sum_to_size(threshold.shape)
