@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from spikingjelly.activation_based import layer
 from torch import Tensor, nn
 
-from .quantizer import binarize, binary_levels
+from sj_online.layer.quantizer import binarize, binary_levels
 
 _BCONV = "ReActNet (Liu et al., 2020) / EM-PF, Eq. 3"
 

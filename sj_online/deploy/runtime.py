@@ -1,0 +1,66 @@
+"""Layers that hold their weights as bits and run.
+
+Nothing here is needed to train, and nothing that trains is imported here.
+"""
+
+import torch
+from spikingjelly.activation_based import layer
+from torch import Tensor, nn
+
+from sj_online.deploy.pack import packed_size, unpack
+
+
+class _Packed:
+    """The weight of a host layer, held as bits. It is unpacked at each call: memory stays small for one more pass."""
+
+    packed: Tensor
+    scale: Tensor
+    bits: int
+    shape: torch.Size
+
+    @property
+    def weight(self) -> Tensor:
+        """The quantised weight ``scale * levels``, the value that the network was trained with."""
+        return self.scale * unpack(self.packed, self.shape, self.bits, self.scale.dtype)
+
+
+class PackedConv2d(_Packed, layer.Conv2d):
+    """The host's ``Conv2d`` with packed weights; made by :func:`pack_synapse`."""
+
+
+class PackedLinear(_Packed, layer.Linear):
+    """The host's ``Linear`` with packed weights; made by :func:`pack_synapse`."""
+
+
+def pack_synapse(synapse: nn.Module, bits: int) -> None:
+    """Turn a convolution or linear layer into its packed form, in place; the bits are yet to be loaded.
+
+    The class of the instance changes, as in ``torch.nn.utils.parametrize``: shape, step mode, bias and hooks stay.
+    ``packed`` (uint8) and ``scale`` become buffers, so ``load_state_dict`` fills them.
+
+    Args:
+        synapse: a ``Conv2d`` or ``Linear`` of the host, or a subclass.
+        bits: 1 (one scale per output channel) or 2 (one scale).
+
+    Raises:
+        ValueError: not such a layer, or other bits.
+
+    Example:
+        >>> linear = layer.Linear(16, 4, bias=False)
+        >>> pack_synapse(linear, bits=1)
+        >>> {name: tuple(tensor.shape) for name, tensor in linear.state_dict().items()}
+        {'packed': (8,), 'scale': (4, 1)}
+    """
+    if not isinstance(synapse, layer.Conv2d | layer.Linear) or bits not in (1, 2):
+        raise ValueError(
+            f"cannot pack a {type(synapse).__name__} at bits={bits!r}; packed are Conv2d and Linear, bits=1 or 2"
+        )
+    weight = synapse.weight
+    scale_shape = (weight.shape[0], *[1] * (weight.dim() - 1)) if bits == 1 else ()
+    del synapse.weight
+    synapse.__class__ = PackedConv2d if isinstance(synapse, layer.Conv2d) else PackedLinear
+    synapse.bits, synapse.shape = bits, weight.shape
+    synapse.register_buffer(
+        "packed", torch.zeros(packed_size(weight.numel(), bits), dtype=torch.uint8, device=weight.device)
+    )
+    synapse.register_buffer("scale", torch.ones(scale_shape, dtype=weight.dtype, device=weight.device))

@@ -1,0 +1,169 @@
+import json
+import struct
+from importlib.metadata import EntryPoint
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from spikingjelly.activation_based import functional, layer, neuron
+from torch import nn
+
+from sj_online import registry
+from sj_online.deploy import export, load, read_header
+from sj_online.layer import BinaryConv2d, BinaryLinear
+from sj_online.layer.quant import QuantConv2d, QuantLinear
+
+
+def small_net(width=6, classes=5):
+    """Binary convolution and linear layer at sizes that no byte divides, BN, spikes, a full-precision readout."""
+    return nn.Sequential(
+        layer.Conv2d(2, width, 3, padding=1),
+        layer.BatchNorm2d(width),
+        neuron.LIFNode(v_threshold=0.2, detach_reset=True),
+        BinaryConv2d(width, 7, 3, padding=1, bias=True),
+        layer.BatchNorm2d(7),
+        neuron.LIFNode(v_threshold=0.2, detach_reset=True),
+        layer.Flatten(),
+        BinaryLinear(7 * 25, 11),
+        layer.Linear(11, classes),
+    )
+
+
+@pytest.fixture
+def net(monkeypatch):
+    point = EntryPoint("small_net", f"{__name__}:small_net", "sj_online.models")
+    monkeypatch.setattr(registry, "_entry_points", lambda group: {point.name: point})
+    net = small_net(classes=4)
+    for module in net.modules():
+        if isinstance(module, QuantConv2d | QuantLinear):
+            nn.init.normal_(module.weight)
+    net(torch.randn(8, 2, 5, 5))  # running statistics of BN
+    functional.reset_net(net)
+    return net.eval()
+
+
+def steps(net, x):
+    with torch.no_grad():
+        return torch.stack([net(step) for step in x])
+
+
+def test_the_loaded_network_has_the_bits_and_the_same_logits(net, tmp_path):
+    path = tmp_path / "net.safetensors"
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    export(net, path, model="small_net", kwargs={"classes": 4}, metadata={"accuracy": 0.5})
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+    assert [p.name for p in tmp_path.iterdir()] == ["net.safetensors"]
+    header = read_header(path)
+    assert (header["model"], header["kwargs"], header["metadata"]) == ("small_net", {"classes": 4}, {"accuracy": 0.5})
+
+    loaded = load(path)
+    assert not loaded.training and loaded[3].packed.dtype == torch.uint8
+    assert not {"3.weight", "7.weight"} & set(loaded.state_dict())
+    x = torch.randn(4, 3, 2, 5, 5)
+    expected = steps(net, x)
+    assert torch.equal(steps(loaded, x), expected)
+    given = small_net(classes=4)
+    assert load(path, given) is given
+    assert torch.equal(steps(given, x), expected)
+    loaded[7].packed ^= 1  # negative control
+    functional.reset_net(loaded)
+    assert not torch.equal(steps(loaded, x), expected)
+
+
+def test_multi_step_and_double_precision_survive(net, tmp_path):
+    functional.set_step_mode(net.double(), "m")
+    export(net, tmp_path / "net")
+    loaded = load(tmp_path / "net", small_net(classes=4))
+    functional.set_step_mode(loaded, "m")
+    x = torch.randn(4, 3, 2, 5, 5, dtype=torch.float64)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), net(x))
+
+
+def test_the_file_is_within_the_bound(tmp_path):
+    net = small_net(width=64)
+    export(net, tmp_path / "net", model=None)
+    state = net.state_dict()
+    binary = [net[3], net[7]]
+    bound = 4096 + 128 * (len(state) + len(binary))
+    bound += sum(layer.weight.numel() / 8 + 4 * layer.weight.shape[0] for layer in binary)
+    bound += sum(t.nbytes for name, t in state.items() if name not in ("3.weight", "7.weight"))
+    assert (tmp_path / "net").stat().st_size <= bound
+
+
+def rewrite(path, change):
+    """Change the JSON header of the file at ``path`` in place."""
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    outer = json.loads(content[8 : 8 + length])
+    header = json.loads(outer["__metadata__"]["sj_online"])
+    change(header)
+    outer["__metadata__"]["sj_online"] = json.dumps(header)
+    text = json.dumps(outer).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda h: h.update(format=2), "format=2"),
+        (lambda h: h.update(kwargs=3), "kwargs=3"),
+        (lambda h: h.pop("packed"), "fields"),
+        (lambda h: h["packed"]["3"].update(bits=3), "'3'"),
+        (lambda h: h["packed"]["3"].update(shape=[7, 6, 3, 2]), "3.packed"),
+        (lambda h: h["packed"]["3"].update(shape=[2**40, 2**40]), "3.packed"),
+        (lambda h: h["packed"]["3"].update(shape=[-7, -54]), "'3'"),
+        (lambda h: h["packed"].update({"9": h["packed"]["3"]}), "9.packed"),
+        (lambda h: h["packed"].pop("3"), "3.packed"),
+        (lambda h: h.update(model="other"), "other"),
+        (lambda h: h.update(model=None), "names no model"),
+        (lambda h: h["kwargs"].update(depth=3), "depth"),
+        (lambda h: h["kwargs"].update(classes=9), "tensor '8"),
+        (lambda h: h["kwargs"].update(width=8), "synapse '3'"),
+    ],
+)
+def test_a_header_that_does_not_match_is_one_clear_line(net, tmp_path, change, message):
+    path = tmp_path / "net"
+    export(net, path, model="small_net", kwargs={"classes": 4})
+    rewrite(path, change)
+    with pytest.raises(ValueError, match=message) as error:
+        load(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_truncated_foreign_and_missing_files_are_one_clear_line(net, tmp_path):
+    export(net, tmp_path / "net")
+    content = (tmp_path / "net").read_bytes()
+    for size in (0, 4, 100, len(content) - 1):
+        (tmp_path / "cut").write_bytes(content[:size])
+        with pytest.raises(ValueError, match="not a readable packed file"):
+            load(tmp_path / "cut")
+    save_file({"weight": torch.zeros(3)}, tmp_path / "foreign")
+    with pytest.raises(ValueError, match="not one of sj_online"):
+        read_header(tmp_path / "foreign")
+    with pytest.raises(ValueError, match="missing"):
+        load(tmp_path / "missing")
+
+
+def test_a_network_that_does_not_fit_is_left_as_it_was(net, tmp_path):
+    export(net, tmp_path / "net")
+    other = small_net(classes=6)
+    with pytest.raises(ValueError, match="tensor '8"):
+        load(tmp_path / "net", other)
+    assert isinstance(other[3], BinaryConv2d) and "3.weight" in other.state_dict()
+
+
+def test_export_refuses_what_could_not_be_loaded_and_writes_nothing(net, tmp_path):
+    with pytest.raises(ValueError, match="'nobody' is not registered; known: small_net"):
+        export(net, tmp_path / "net", model="nobody")
+    with pytest.raises(ValueError, match="JSON"):
+        export(net, tmp_path / "net", model="small_net", kwargs={"neuron": object()})
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_export_keeps_the_old_file(net, tmp_path, monkeypatch):
+    export(net, tmp_path / "net", metadata={"run": 1})
+    monkeypatch.setattr("os.replace", lambda *paths: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        export(net, tmp_path / "net", metadata={"run": 2})
+    assert [p.name for p in tmp_path.iterdir()] == ["net"] and read_header(tmp_path / "net")["metadata"] == {"run": 1}
