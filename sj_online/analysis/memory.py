@@ -12,7 +12,7 @@ class _Saved:
 
     def __init__(self, counter: "SavedBytes", tensor: Tensor) -> None:
         self.counter = counter
-        self.tensor = tensor
+        self.tensor = tensor.detach()  # a saved output would hold its own graph
         self.storage = tensor.untyped_storage().data_ptr()
         span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
         start = tensor.storage_offset() * tensor.element_size()
