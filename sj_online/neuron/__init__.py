@@ -2,5 +2,6 @@
 
 from .base import OnlineNode, set_backend
 from .empf.node import EMPFNode
+from .hdlif import HDLIFNode
 
-__all__ = ["EMPFNode", "OnlineNode", "set_backend"]
+__all__ = ["EMPFNode", "HDLIFNode", "OnlineNode", "set_backend"]

@@ -27,6 +27,7 @@ class OnlineNode(BaseNode):
         step_mode: ``'s'`` takes x of shape [N, ...], ``'m'`` of shape [T, N, ...].
         backend: ``'torch'``, ``'cupy'`` (an error where CuPy cannot run) or ``'auto'`` (CuPy where it can run).
         store_v_seq: keep the membrane potentials as ``v_seq`` [T, N, ...].
+        backends: what ``backend`` may be.
 
     Raises:
         ValueError: num_steps or backend out of range.
@@ -34,8 +35,6 @@ class OnlineNode(BaseNode):
 
     paper: ClassVar[str]
     """Short citation, shown by ``sj-online list``."""
-
-    supported_backends: tuple[str, ...] = BACKENDS
 
     def __init__(
         self,
@@ -48,6 +47,7 @@ class OnlineNode(BaseNode):
         step_mode: str,
         backend: str,
         store_v_seq: bool,
+        backends: tuple[str, ...] = BACKENDS,
     ) -> None:
         if num_steps is not None and (not isinstance(num_steps, int) or num_steps < 1):
             raise ValueError(f"num_steps={num_steps!r} is not None or an integer of at least 1")
@@ -68,6 +68,7 @@ class OnlineNode(BaseNode):
             self.register_memory("t", 0)
         self.num_steps = num_steps
         self.temporal_grad = temporal_grad
+        self.supported_backends = backends
         self.backend = backend
 
     @property
@@ -111,10 +112,13 @@ class OnlineNode(BaseNode):
         else:
             self.register_buffer(f"raw_{name}", raw)
 
-    def _at(self, value: Tensor, t: int, steps: int, x: Tensor) -> Tensor:
+    def _clock(self, states: tuple[Any, ...], steps: int) -> tuple[int, tuple[int, ...]]:
+        """The time index (0 if parameters are shared by all steps), and what follows the tensors in the new states."""
+        return (0, ()) if self.num_steps is None else (states[-1], (states[-1] + steps,))
+
+    def _at(self, value: Tensor, t: int, steps: int, dtype: torch.dtype) -> Tensor:
         """The values [1] or [steps] of a parameter for the steps from t on, in the dtype of the state."""
-        value = value if self.num_steps is None else value[t : t + steps]
-        return value.to(_state_dtype(x))
+        return (value if self.num_steps is None else value[t : t + steps]).to(dtype)
 
     def materialize_states(self, inputs: tuple[Any, ...], states: tuple[Any, ...], step_mode: str) -> tuple[Any, ...]:
         """Fit the states to the input: shape, device and full precision; a new shape restarts them all."""

@@ -4,9 +4,9 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..base import OnlineNode, natural
+from ..base import BACKENDS, OnlineNode, natural
 from . import reference
 from .op import empf
 
@@ -24,12 +24,12 @@ class EMPFNode(OnlineNode):
         decay: leak in (0, 1), at the start.
         threshold: threshold in (0, 1), at the start.
         learnable: whether raw parameters are trained; else they are buffers of the same names.
-        membrane_norm: number of channels C: batch normalisation of the membrane, one BatchNorm2d(C) per step, mixed
-            in with learnable weights (EM-PF, Eq. 6). None: without.
-        parallel: no membrane, s = relu(x - threshold) (EM-PF, Algorithm 1); no ``raw_decay`` then.
+        membrane_norm: number of channels C of x [N, C, ...]: m is replaced by alpha m + beta BN(m), with its own
+            BatchNorm per step and alpha, beta learnable in (0, 1), 0.5 at the start (EM-PF, Eq. 6). None: without.
+        parallel: no membrane, s = relu(x - threshold) (EM-PF, Algorithm 1); v stays zero and there is no ``raw_decay``.
         temporal_grad: True: the exact gradient (STBP); False: the online gradient.
         step_mode: ``'s'``: x [N, ...]; ``'m'``: x [T, N, ...].
-        backend: ``'torch'``, ``'cupy'`` or ``'auto'``.
+        backend: ``'torch'``, ``'cupy'`` or ``'auto'``; with membrane_norm not ``'cupy'``.
         store_v_seq: keep the membrane potentials as ``v_seq`` [T, N, ...].
 
     Raises:
@@ -43,7 +43,8 @@ class EMPFNode(OnlineNode):
         [0.5]
     """
 
-    paper = "EM-PF: Effective multi-precision firing neuron (online training, random back-propagation)"
+    paper = "EM-PF: effective multi-precision firing, online training with random back-propagation"
+    spike_bits = 0
 
     def __init__(
         self,
@@ -62,6 +63,11 @@ class EMPFNode(OnlineNode):
         for name, value in (("decay", decay), ("threshold", threshold)):
             if not 0 < value < 1:
                 raise ValueError(f"{name}={value!r} is not inside the open interval (0, 1)")
+        if membrane_norm is not None and (membrane_norm < 1 or parallel):
+            raise ValueError(
+                f"membrane_norm={membrane_norm!r}, parallel={parallel!r}: membrane_norm is None or a number of channels"
+                " of at least 1, and None if parallel, where there is no membrane"
+            )
         super().__init__(
             num_steps,
             memories={"v": 0.0},
@@ -71,12 +77,17 @@ class EMPFNode(OnlineNode):
             step_mode=step_mode,
             backend=backend,
             store_v_seq=store_v_seq,
+            backends=BACKENDS if membrane_norm is None else ("torch", "auto"),
         )
-        self.spike_bits = 0
         self.parallel = parallel
         if not parallel:
             self._add_raw("decay", _logit(decay), learnable)
         self._add_raw("threshold", _logit(threshold), learnable)
+        self.membrane_norm = nn.ModuleList()
+        if membrane_norm is not None:
+            self.membrane_norm.extend(_MembraneNorm(membrane_norm) for _ in range(num_steps or 1))
+            self._add_raw("alpha", 0.0, learnable)
+            self._add_raw("beta", 0.0, learnable)
 
     @property
     def decay(self) -> Tensor:
@@ -95,30 +106,52 @@ class EMPFNode(OnlineNode):
     def single_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: Any
     ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
-        """One step; see the host's MemoryModule. inputs [N, ...]."""
-        x, v, t = inputs[0], states[0], sum(states[1:])
+        """One step in autograd, or on CuPy a sequence of one; inputs [N, ...]."""
+        x, v = inputs[0], states[0]
         if self.runs_on(x) == "cupy":
             s_seq, states, _ = self.sequence(x[None], states)
             return (s_seq[0],), states
-        decay, threshold = (self._at(p, t, 1, x)[0] for p in (self.decay, self.threshold))
+        t, clock = self._clock(states, 1)
+        decay, threshold = (self._at(p, t, 1, v.dtype)[0] for p in (self.decay, self.threshold))
+        if self.parallel:
+            s, _ = reference.fire(x.to(v.dtype), threshold, self.spike_bits, self.temporal_grad)
+            return (s.to(x.dtype),), (v, *clock)
         m = reference.charge(x, v if self.temporal_grad else v.detach(), decay)
+        if self.membrane_norm:
+            alpha, beta = (self._at(p.sigmoid(), t, 1, v.dtype)[0] for p in (self.raw_alpha, self.raw_beta))
+            m = reference.normalize(m, self.membrane_norm[t], alpha, beta)
         s, v = reference.fire(m, threshold, self.spike_bits, self.temporal_grad)
-        return (s.to(x.dtype),), (v, *(t + 1 for t in states[1:]))
+        return (s.to(x.dtype),), (v, *clock)
 
     def sequence(self, x_seq: Tensor, states: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...], Tensor | None]:
-        """All T steps in one operator; see :meth:`OnlineNode.sequence`."""
-        steps, t = x_seq.shape[0], sum(states[1:])
-        decay, threshold = (self._at(p, t, steps, x_seq) for p in (self.decay, self.threshold))
+        """All T steps in one operator, step by step with membrane_norm; see :meth:`OnlineNode.sequence`."""
+        if self.membrane_norm:
+            return super().sequence(x_seq, states)
+        v, steps, backend = states[0], x_seq.shape[0], self.runs_on(x_seq)
+        t, clock = self._clock(states, steps)
+        decay, threshold = (self._at(p, t, steps, v.dtype) for p in (self.decay, self.threshold))
+        if self.parallel and backend == "torch":
+            threshold = threshold.view(-1, *(1 for _ in v.shape))
+            s_seq, _ = reference.fire(x_seq.to(v.dtype), threshold, self.spike_bits, self.temporal_grad)
+            return s_seq.to(x_seq.dtype), (v, *clock), v.expand_as(x_seq)
         store_v = self.store_v_seq or torch.is_grad_enabled()
-        s_seq, v, v_seq = empf(
-            x_seq, states[0], decay, threshold, self.spike_bits, store_v, self.temporal_grad, self.runs_on(x_seq)
-        )
-        return s_seq, (v, *(t + steps for t in states[1:])), v_seq
+        s_seq, v_last, v_seq = empf(x_seq, v, decay, threshold, self.spike_bits, store_v, self.temporal_grad, backend)
+        if self.parallel:
+            return s_seq, (v, *clock), v.expand_as(x_seq)
+        return s_seq, (v_last, *clock), v_seq
 
     def extra_repr(self) -> str:
         """The neuron's arguments, decay and threshold in natural units."""
         decay = "parallel" if self.parallel else f"decay={natural(self.decay)}"
-        return f"{decay}, threshold={natural(self.threshold)}, {super().extra_repr()}"
+        bits = f", spike_bits={self.spike_bits}" if self.spike_bits else ""
+        return f"{decay}, threshold={natural(self.threshold)}{bits}, {super().extra_repr()}"
+
+
+class _MembraneNorm(nn.BatchNorm2d):
+    """BatchNorm2d that also takes [N, C] and [N, C, L], so that a neuron behind a linear layer can have one."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
 
 
 def _logit(p: float) -> float:

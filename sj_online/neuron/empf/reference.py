@@ -11,6 +11,8 @@ ds/dm = chi, dv/dm = 1 - chi, ds/dthreshold = -chi, dv/dthreshold = chi. The onl
 last one. HD-LIF rounds s to ``spike_bits`` bits, passes the gradient straight through, and resets by the unrounded s.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,11 @@ SPIKE_LEVELS_PER_UNIT = 4
 def charge(x: Tensor, v: Tensor, decay: Tensor) -> Tensor:
     """m[t] from x[t] [N, ...] and v[t-1] [N, ...] (EM-PF, Eq. 3)."""
     return decay * v + x
+
+
+def normalize(m: Tensor, norm: Callable[[Tensor], Tensor], alpha: Tensor, beta: Tensor) -> Tensor:
+    """Membrane batch normalisation of m[t] [N, C, ...] (EM-PF, Eq. 6); ``norm`` is the BatchNorm of step t."""
+    return alpha * m + beta * norm(m)
 
 
 def fire(m: Tensor, threshold: Tensor, spike_bits: int, temporal_grad: bool) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,67 @@
+"""The HD-LIF neuron: EM-PF with spikes of n bits."""
+
+from .empf.node import EMPFNode
+
+
+class HDLIFNode(EMPFNode):
+    """HD-LIF neuron: EM-PF whose spike is rounded to ``spike_bits`` bits.
+
+    s = Q(m - threshold) above the threshold, with steps of 1/4 and levels 0 to 2**spike_bits - 1; the gradient passes Q
+    straight through, above the last level too. The reset is by the unrounded overshoot: v = threshold exactly, so that
+    all of EM-PF's gradients in time hold (HD-LIF, Theorem 4.2).
+
+    Args:
+        num_steps: as in :class:`EMPFNode`, and so are all others but the last.
+        decay: leak in (0, 1), at the start.
+        threshold: threshold in (0, 1), at the start.
+        learnable: whether raw parameters are trained.
+        membrane_norm: number of channels C, or None.
+        parallel: no membrane.
+        temporal_grad: True: the exact gradient; False: the online gradient.
+        step_mode: ``'s'``: x [N, ...]; ``'m'``: x [T, N, ...].
+        backend: ``'torch'``, ``'cupy'`` or ``'auto'``.
+        store_v_seq: keep the membrane potentials as ``v_seq`` [T, N, ...].
+        spike_bits: 1 to 16; None: float spikes, which is :class:`EMPFNode`.
+
+    Raises:
+        ValueError: an argument out of range.
+
+    Example:
+        >>> import torch
+        >>> node = HDLIFNode(spike_bits=4)
+        >>> node(torch.tensor([0.4, 0.8, 1.4, 9.0])).tolist()
+        [0.0, 0.25, 1.0, 3.75]
+    """
+
+    paper = "HD-LIF: EM-PF's dynamics with n-bit spikes"
+
+    def __init__(
+        self,
+        num_steps: int | None = None,
+        *,
+        decay: float = 0.5,
+        threshold: float = 0.5,
+        learnable: bool = True,
+        membrane_norm: int | None = None,
+        parallel: bool = False,
+        temporal_grad: bool = True,
+        step_mode: str = "s",
+        backend: str = "torch",
+        store_v_seq: bool = False,
+        spike_bits: int | None = 4,
+    ) -> None:
+        if spike_bits is not None and (not isinstance(spike_bits, int) or not 1 <= spike_bits <= 16):
+            raise ValueError(f"spike_bits={spike_bits!r} is not None or an integer from 1 to 16")
+        super().__init__(
+            num_steps,
+            decay=decay,
+            threshold=threshold,
+            learnable=learnable,
+            membrane_norm=membrane_norm,
+            parallel=parallel,
+            temporal_grad=temporal_grad,
+            step_mode=step_mode,
+            backend=backend,
+            store_v_seq=store_v_seq,
+        )
+        self.spike_bits = spike_bits or 0
