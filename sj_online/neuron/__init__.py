@@ -1,7 +1,10 @@
 """The neurons of the papers, on SpikingJelly's contract."""
 
 from .base import OnlineNode, set_backend
+from .empf.fold import fold_membrane_norm
 from .empf.node import EMPFNode
 from .hdlif import HDLIFNode
+from .lmh.node import LMHNode
+from .qcfs import QCFS
 
-__all__ = ["EMPFNode", "HDLIFNode", "OnlineNode", "set_backend"]
+__all__ = ["EMPFNode", "HDLIFNode", "LMHNode", "OnlineNode", "QCFS", "fold_membrane_norm", "set_backend"]

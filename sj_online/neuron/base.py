@@ -27,7 +27,6 @@ class OnlineNode(BaseNode):
         step_mode: ``'s'`` takes x of shape [N, ...], ``'m'`` of shape [T, N, ...].
         backend: ``'torch'``, ``'cupy'`` (an error where CuPy cannot run) or ``'auto'`` (CuPy where it can run).
         store_v_seq: keep the membrane potentials as ``v_seq`` [T, N, ...].
-        backends: what ``backend`` may be.
 
     Raises:
         ValueError: num_steps or backend out of range.
@@ -47,7 +46,6 @@ class OnlineNode(BaseNode):
         step_mode: str,
         backend: str,
         store_v_seq: bool,
-        backends: tuple[str, ...] = BACKENDS,
     ) -> None:
         if num_steps is not None and (not isinstance(num_steps, int) or num_steps < 1):
             raise ValueError(f"num_steps={num_steps!r} is not None or an integer of at least 1")
@@ -68,8 +66,12 @@ class OnlineNode(BaseNode):
             self.register_memory("t", 0)
         self.num_steps = num_steps
         self.temporal_grad = temporal_grad
-        self.supported_backends = backends
         self.backend = backend
+
+    @property
+    def supported_backends(self) -> tuple[str, ...]:
+        """What ``backend`` may be."""
+        return BACKENDS
 
     @property
     def backend(self) -> str:
@@ -91,11 +93,13 @@ class OnlineNode(BaseNode):
         Raises:
             RuntimeError: the backend is ``'cupy'`` and cannot run; the message lists every reason.
         """
-        if self.backend == "torch" or "cupy" not in self.supported_backends:
+        if self.backend == "torch":
             return "torch"
         from ..cuda import loader
 
         reasons = loader.reasons(x)
+        if "cupy" not in self.supported_backends:
+            reasons = ["these options of the neuron have no kernel", *reasons]
         if reasons and self.backend == "cupy":
             raise RuntimeError(f"backend='cupy' cannot run {type(self).__name__}: {'; '.join(reasons)}")
         return "torch" if reasons else "cupy"

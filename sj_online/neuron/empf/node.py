@@ -77,7 +77,6 @@ class EMPFNode(OnlineNode):
             step_mode=step_mode,
             backend=backend,
             store_v_seq=store_v_seq,
-            backends=BACKENDS if membrane_norm is None else ("torch", "auto"),
         )
         self.parallel = parallel
         if not parallel:
@@ -88,6 +87,12 @@ class EMPFNode(OnlineNode):
             self.membrane_norm.extend(_MembraneNorm(membrane_norm) for _ in range(num_steps or 1))
             self._add_raw("alpha", 0.0, learnable)
             self._add_raw("beta", 0.0, learnable)
+            self.backend = backend  # again, as there is no kernel for it
+
+    @property
+    def supported_backends(self) -> tuple[str, ...]:
+        """What ``backend`` may be: with membrane_norm not ``'cupy'``."""
+        return ("torch", "auto") if self._modules.get("membrane_norm") else BACKENDS
 
     @property
     def decay(self) -> Tensor:

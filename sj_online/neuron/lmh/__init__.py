@@ -1,0 +1,1 @@
+"""The LM-H neuron (learnable multi-hierarchical: a dendrite and a soma)."""
