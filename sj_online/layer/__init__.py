@@ -1,5 +1,19 @@
 """Synapses and small layers of the papers, step-mode aware as the host's."""
 
-from sj_online.layer.quant import BinaryConv2d, BinaryLinear
+from sj_online.layer.feedback import Feedback
+from sj_online.layer.norm import StepBatchNorm2d
+from sj_online.layer.quant import BinaryConv2d, BinaryLinear, TernaryConv2d, TernaryLinear
+from sj_online.layer.seca import SECA
+from sj_online.layer.ws import ScaledWSConv2d, ScaledWSLinear
 
-__all__ = ["BinaryConv2d", "BinaryLinear"]
+__all__ = [
+    "SECA",
+    "BinaryConv2d",
+    "BinaryLinear",
+    "Feedback",
+    "ScaledWSConv2d",
+    "ScaledWSLinear",
+    "StepBatchNorm2d",
+    "TernaryConv2d",
+    "TernaryLinear",
+]

@@ -1,14 +1,13 @@
-"""Convolutions and linear layers with binary weights, in the place of the host's."""
+"""Convolutions and linear layers with binary or ternary weights, in the place of the host's."""
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from spikingjelly.activation_based import layer
 from torch import Tensor, nn
 
-from sj_online.layer.quantizer import binarize, binary_levels
-
-_BCONV = "ReActNet (Liu et al., 2020) / EM-PF, Eq. 3"
+from sj_online.layer.quantizer import binarize, binary_levels, ternarize, ternary_levels
 
 
 class QuantConv2d(layer.Conv2d):
@@ -60,7 +59,7 @@ class QuantLinear(layer.Linear):
 class _Binary:
     """What the two binary layers share: quantiser, bits and the latent weights' start in U(0, 1e-3)."""
 
-    paper = _BCONV
+    paper = "EM-PF, Eq. 3; ReActNet (Liu et al. 2020)"
     bits = 1
     quantize = staticmethod(binarize)
     levels = staticmethod(binary_levels)
@@ -73,6 +72,15 @@ class _Binary:
         nn.init.uniform_(self.weight, 0.0, 1e-3)
 
 
+class _Ternary:
+    """What the two ternary layers share; the latent weights start as the host's weights do."""
+
+    paper = "HD-LIF; TWN (Li et al. 2016)"
+    bits = 2
+    quantize = staticmethod(ternarize)
+    levels = staticmethod(ternary_levels)
+
+
 class BinaryConv2d(_Binary, QuantConv2d):
     """2-D convolution with one bit per weight and one scale per output channel, see :func:`~.quantizer.binarize`.
 
@@ -81,7 +89,6 @@ class BinaryConv2d(_Binary, QuantConv2d):
     weight decay acts on.
 
     Example:
-        >>> import torch
         >>> conv = BinaryConv2d(3, 8, kernel_size=3, padding=1, step_mode="m")
         >>> conv(torch.rand(4, 2, 3, 16, 16)).shape
         torch.Size([4, 2, 8, 16, 16])
@@ -92,7 +99,67 @@ class BinaryLinear(_Binary, QuantLinear):
     """Linear layer with one bit per weight and one scale per output feature, see :class:`BinaryConv2d`.
 
     Example:
-        >>> import torch
         >>> BinaryLinear(16, 4)(torch.rand(2, 16)).shape
         torch.Size([2, 4])
     """
+
+
+class TernaryConv2d(_Ternary, QuantConv2d):
+    """2-D convolution with weights in {-a, 0, a}, one a per tensor ("1.5 bit"), see :func:`~.quantizer.ternarize`.
+
+    Args and shapes as :class:`BinaryConv2d`.
+
+    Example:
+        >>> TernaryConv2d(3, 8, kernel_size=3, padding=1)(torch.rand(2, 3, 16, 16)).shape
+        torch.Size([2, 8, 16, 16])
+    """
+
+
+class TernaryLinear(_Ternary, QuantLinear):
+    """Linear layer with weights in {-a, 0, a}, see :class:`TernaryConv2d`.
+
+    Example:
+        >>> TernaryLinear(16, 4)(torch.rand(2, 16)).shape
+        torch.Size([2, 4])
+    """
+
+
+_CONV = {"binary": BinaryConv2d, "ternary": TernaryConv2d}
+_LINEAR = {"binary": BinaryLinear, "ternary": TernaryLinear}
+KINDS = tuple(_CONV)
+
+
+def quantized(synapse: nn.Conv2d | nn.Linear, kind: str) -> QuantConv2d | QuantLinear:
+    """The quantised counterpart of a synapse; it takes over the weight, as latent weight, and the bias.
+
+    Args:
+        synapse: a 2-D convolution or linear layer of torch or of the host.
+        kind: ``'binary'`` or ``'ternary'``.
+
+    Raises:
+        ValueError: an unknown kind.
+
+    Example:
+        >>> linear = nn.Linear(4, 2)
+        >>> quantized(linear, "binary").weight is linear.weight
+        True
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r} is not one of {', '.join(map(repr, KINDS))}")
+    with torch.device("meta"):  # the weights made here are replaced below
+        if isinstance(synapse, nn.Linear):
+            twin: QuantConv2d | QuantLinear = _LINEAR[kind](synapse.in_features, synapse.out_features)
+        else:
+            twin = _CONV[kind](
+                synapse.in_channels,
+                synapse.out_channels,
+                synapse.kernel_size,  # type: ignore[arg-type]
+                synapse.stride,  # type: ignore[arg-type]
+                synapse.padding,  # type: ignore[arg-type]
+                synapse.dilation,  # type: ignore[arg-type]
+                synapse.groups,
+                padding_mode=synapse.padding_mode,
+            )
+    twin.weight, twin.bias = synapse.weight, synapse.bias
+    twin.step_mode = getattr(synapse, "step_mode", "s")
+    return twin.train(synapse.training)

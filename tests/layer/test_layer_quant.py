@@ -1,8 +1,11 @@
+import copy
+
 import pytest
 import torch
 from spikingjelly.activation_based import functional, layer
 
-from sj_online.layer import BinaryConv2d, BinaryLinear
+from sj_online.layer import BinaryConv2d, BinaryLinear, TernaryConv2d, TernaryLinear
+from sj_online.layer.quant import quantized
 from sj_online.layer.quantizer import binarize, ternarize
 
 
@@ -41,33 +44,52 @@ def test_ternarize_of_zeros_is_zero():
 
 
 @pytest.mark.parametrize("padding_mode", ["zeros", "circular"])
-def test_binary_conv_is_the_hosts_conv_with_binary_weights(padding_mode):
-    conv = BinaryConv2d(4, 6, 3, stride=2, padding=1, groups=2, padding_mode=padding_mode).double()
+@pytest.mark.parametrize(("synapse", "quantise"), [(BinaryConv2d, binarize), (TernaryConv2d, ternarize)])
+def test_conv_is_the_hosts_conv_with_quantised_weights(synapse, quantise, padding_mode):
+    conv = synapse(4, 6, 3, stride=2, padding=1, groups=2, padding_mode=padding_mode).double()
     host = layer.Conv2d(4, 6, 3, stride=2, padding=1, groups=2, bias=False, padding_mode=padding_mode).double()
     torch.nn.init.normal_(conv.weight)
-    host.load_state_dict({"weight": binarize(conv.weight)})
+    host.load_state_dict({"weight": quantise(conv.weight)})
     x = torch.randn(3, 2, 4, 9, 9, dtype=torch.float64)
     assert torch.equal(conv(x[0]), host(x[0]))
     functional.set_step_mode(conv, "m")
     assert torch.equal(conv(x), torch.stack([host(step) for step in x]))
 
 
-def test_binary_linear_is_the_hosts_linear_with_binary_weights():
-    linear = BinaryLinear(7, 5, bias=True).double()
+@pytest.mark.parametrize(("synapse", "quantise"), [(BinaryLinear, binarize), (TernaryLinear, ternarize)])
+def test_linear_is_the_hosts_linear_with_quantised_weights(synapse, quantise):
+    linear = synapse(7, 5, bias=True).double()
     torch.nn.init.normal_(linear.weight)
     x = torch.randn(3, 2, 7, dtype=torch.float64)
-    assert torch.equal(linear(x), torch.nn.functional.linear(x, binarize(linear.weight), linear.bias))
+    assert torch.equal(linear(x), torch.nn.functional.linear(x, quantise(linear.weight), linear.bias))
 
 
 @pytest.mark.parametrize("synapse", [BinaryConv2d(8, 8, 3), BinaryLinear(100, 9)])
-def test_latent_weights_start_small_and_positive_without_bias(synapse):
+def test_binary_latent_weights_start_small_and_positive_without_bias(synapse):
     assert isinstance(synapse, layer.Conv2d | layer.Linear)
     assert set(synapse.state_dict()) == {"weight"}
     assert synapse.weight.min() >= 0 and 5e-4 < synapse.weight.max() <= 1e-3
 
 
-def test_compiles_without_a_graph_break():
-    conv = BinaryConv2d(2, 3, 3)
+@pytest.mark.parametrize("kind", ["binary", "ternary"])
+@pytest.mark.parametrize("synapse", [layer.Conv2d(4, 6, (3, 1), 2, 1, groups=2, step_mode="m"), torch.nn.Linear(4, 6)])
+def test_the_quantised_twin_takes_over_everything(synapse, kind):
+    twin = quantized(synapse.eval(), kind)
+    assert twin.weight is synapse.weight and twin.bias is synapse.bias and not twin.training
+    x = torch.randn(3, 2, 4, 5, 5) if isinstance(synapse, layer.Conv2d) else torch.randn(3, 4)
+    expected = copy.deepcopy(synapse)
+    expected.weight.data = twin.quantize(synapse.weight.data)
+    assert torch.equal(twin(x), expected(x))
+
+
+def test_an_unknown_kind_is_named():
+    with pytest.raises(ValueError, match="kind='octal' is not one of 'binary', 'ternary'"):
+        quantized(torch.nn.Linear(2, 2), "octal")
+
+
+@pytest.mark.parametrize("synapse", [BinaryConv2d, TernaryConv2d])
+def test_compiles_without_a_graph_break(synapse):
+    conv = synapse(2, 3, 3)
     torch.nn.init.normal_(conv.weight)
     x = torch.randn(2, 2, 5, 5)
     out = torch.compile(conv, fullgraph=True, backend="aot_eager")(x)

@@ -1,0 +1,89 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from spikingjelly.activation_based import functional, layer
+from torch import nn
+
+from sj_online.layer import SECA, Feedback, ScaledWSConv2d, ScaledWSLinear, StepBatchNorm2d
+
+
+@pytest.mark.parametrize("unbiased", [True, False])
+@pytest.mark.parametrize("synapse", [ScaledWSConv2d(3, 4, 3, bias=False), ScaledWSLinear(11, 4, bias=False)])
+def test_sws_has_the_papers_weight_with_the_unbiased_variance(synapse, unbiased):
+    synapse = synapse.double()
+    nn.init.normal_(synapse.gain)
+    W = synapse.weight.detach().flatten(1)
+    N = W.shape[1]
+    var = ((W - W.mean(1, keepdim=True)) ** 2).sum(1, keepdim=True) / (N - 1 if unbiased else N)
+    weight = synapse.gain.flatten(1) * (W - W.mean(1, keepdim=True)) / (var * N + 1e-4).sqrt()
+    weight = weight.view_as(synapse.weight)
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64) if weight.dim() == 4 else torch.randn(2, 11, dtype=torch.float64)
+    expected = F.conv2d(x, weight) if weight.dim() == 4 else F.linear(x, weight)
+    close = torch.allclose(synapse(x), expected, rtol=0, atol=1e-12)
+    assert close == unbiased  # the biased variance is the negative control
+
+
+def test_sws_runs_in_both_step_modes():
+    conv = ScaledWSConv2d(3, 4, 3)
+    x = torch.randn(5, 2, 3, 6, 6)
+    steps = torch.stack([conv(x_t) for x_t in x])
+    functional.set_step_mode(conv, "m")
+    torch.testing.assert_close(conv(x), steps)
+
+
+@pytest.mark.parametrize("sign", [False, True])
+def test_seca_scores_each_channel_by_its_neighbours(sign):
+    seca = SECA(5, sign=sign).double()
+    I = torch.randn(3, 2, 7, 4, 6, dtype=torch.float64, requires_grad=True)
+    padded = F.pad((I.mean((-1, -2)).sign() if sign else I.mean((-1, -2))), (2, 2))
+    scores = torch.stack([padded[..., c : c + 5] @ seca.weight[0, 0] + seca.bias for c in range(7)], -1)
+    expected = I * torch.sigmoid(scores).view(3, 2, 7, 1, 1)
+    torch.testing.assert_close(seca(I), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(seca(I[1]), seca(I)[1], rtol=0, atol=1e-15)
+    grad = torch.randn_like(I)
+    ours, oracle = (torch.autograd.grad(out, (I, *seca.parameters()), grad) for out in (seca(I), expected))
+    for a, b in zip(ours, oracle, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def test_seca_refuses_an_even_kernel():
+    with pytest.raises(ValueError, match="kernel_size=4"):
+        SECA(4)
+
+
+def test_step_norm_trains_in_m_as_in_s_and_the_hosts_does_not():
+    x = torch.randn(4, 3, 2, 5, 5, dtype=torch.float64) * torch.arange(1.0, 5.0).view(4, 1, 1, 1, 1)
+    for norm, same in ((StepBatchNorm2d, True), (layer.BatchNorm2d, False)):
+        single, multi = norm(2).double(), norm(2, step_mode="m").double()
+        steps, sequence = torch.stack([single(x_t) for x_t in x]), multi(x)
+        assert torch.allclose(steps, sequence, rtol=0, atol=1e-12) == same
+        assert torch.allclose(single.running_var, multi.running_var, rtol=0, atol=1e-12) == same
+    multi.eval()
+    torch.testing.assert_close(multi(x)[1], multi(x[1:2])[0])
+
+
+def feedback_net():
+    return Feedback(layer.Linear(3, 4), nn.Sequential(layer.Linear(4, 4), nn.Tanh()), layer.Linear(4, 4)).double()
+
+
+def test_feedback_adds_the_last_steps_features_from_the_second_step_on():
+    net = feedback_net()
+    x = torch.randn(3, 2, 3, dtype=torch.float64)
+    y = [net.body(net.entry(x[0]))]
+    for x_t in x[1:]:
+        y.append(net.body(net.entry(x_t) + net.connection(y[-1])))
+    assert torch.equal(torch.stack([net(x_t) for x_t in x]), torch.stack(y))
+    functional.reset_net(net)
+    functional.set_step_mode(net, "m")
+    assert torch.equal(net(x), torch.stack(y))
+
+
+def test_feedback_carries_the_gradient_until_it_is_detached():
+    for cut in (False, True):
+        net = feedback_net()
+        x = torch.randn(2, 1, 3, dtype=torch.float64, requires_grad=True)
+        net(x[0])
+        if cut:
+            functional.detach_net(net)
+        (grad,) = torch.autograd.grad(net(x[1]).sum(), x)
+        assert bool(grad[0].any()) is not cut
