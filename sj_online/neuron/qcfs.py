@@ -11,8 +11,8 @@ class QCFS(nn.Module):
     steps of an IF neuron that starts at threshold / 2 and gets the constant input x.
 
     Gradient, with the floor passed straight through: da/dx = 1 where 0 <= q <= 1, both bounds included, else 0;
-    da/dthreshold = clip(q, 0, 1) - da/dx x / threshold. The mask is explicit because torch 2.15 changed clamp's derivative
-    at its bounds, where QCFS has its outermost levels.
+    da/dthreshold = clip(q, 0, 1) - da/dx x / threshold. The mask is explicit because torch 2.15 changed the derivative
+    of clamp at its bounds, where QCFS has its outermost levels.
 
     Args:
         levels: number of levels above 0.

@@ -93,8 +93,9 @@ def fold_membrane_norm(node: EMPFNode) -> FoldedEMPFNode:
     if not node.membrane_norm:
         raise ValueError(f"node={node} has no membrane_norm to fold")
     norms = cast(list[nn.BatchNorm2d], list(node.membrane_norm))
-    gamma, b, mu = (torch.stack([getattr(n, name) for n in norms]) for name in ("weight", "bias", "running_mean"))
-    sigma = torch.stack([(n.running_var + n.eps).sqrt() for n in norms])
+    names = ("weight", "bias", "running_mean", "running_var")
+    gamma, b, mu, var = (torch.stack([getattr(norm, name) for norm in norms]) for name in names)
+    sigma = (var + norms[0].eps).sqrt()
     alpha, beta = node.raw_alpha.sigmoid()[:, None], node.raw_beta.sigmoid()[:, None]
     scale = alpha + beta * gamma / sigma
     return FoldedEMPFNode(
