@@ -1,0 +1,61 @@
+import pytest
+import torch
+from spikingjelly.activation_based import functional, layer
+from torch import nn
+
+from sj_online.deploy import export, fold, load
+from sj_online.layer import BinaryConv2d, TernaryConv2d
+from sj_online.neuron import EMPFNode
+
+
+def trained_net(synapse, step_mode):
+    net = nn.Sequential(
+        layer.Conv2d(2, 5, 3),
+        layer.BatchNorm2d(5),
+        EMPFNode(3, threshold=0.2, membrane_norm=5),
+        nn.Sequential(synapse(5, 6, 3, padding=1), layer.BatchNorm2d(6)),
+        EMPFNode(threshold=0.2),
+        layer.Flatten(),
+        layer.Linear(6 * 25, 3),
+    ).double()
+    for module in net.modules():
+        if isinstance(module, synapse):
+            nn.init.normal_(module.weight)
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight)  # of both signs
+            nn.init.normal_(module.bias)
+    for _ in range(5):
+        functional.reset_net(net)
+        for x_t in torch.randn(3, 8, 2, 7, 7, dtype=torch.float64):
+            net(x_t)
+    functional.reset_net(net)
+    functional.set_step_mode(net, step_mode)
+    return net.eval()
+
+
+def run(net, x):
+    functional.reset_net(net)
+    with torch.no_grad():
+        return net(x) if net[0].step_mode == "m" else torch.stack([net(x_t) for x_t in x])
+
+
+@pytest.mark.parametrize("synapse", [layer.Conv2d, BinaryConv2d, TernaryConv2d])
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_the_folded_network_computes_the_same_without_any_norm(synapse, step_mode, tmp_path):
+    net = trained_net(synapse, step_mode)
+    export(net, tmp_path / "net")
+    folded = fold(load(tmp_path / "net", trained_net(synapse, step_mode)))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    assert synapse is layer.Conv2d or folded[3][0].packed.dtype == torch.uint8
+    x = torch.randn(3, 4, 2, 7, 7, dtype=torch.float64)
+    torch.testing.assert_close(run(folded, x), run(net, x), rtol=0, atol=1e-10)
+
+
+def test_latent_weights_are_left_alone():
+    net = nn.Sequential(BinaryConv2d(2, 3, 3), layer.BatchNorm2d(3)).eval()
+    assert isinstance(fold(net)[1], nn.BatchNorm2d)
+
+
+def test_a_network_in_training_is_refused():
+    with pytest.raises(ValueError, match="training mode"):
+        fold(nn.Sequential(layer.Conv2d(2, 3, 3)))
