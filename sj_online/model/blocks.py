@@ -1,0 +1,238 @@
+"""The small blocks and factories that all architectures are made of."""
+
+from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from spikingjelly.activation_based import functional, layer, surrogate
+from spikingjelly.activation_based.neuron import LIFNode
+from torch import Tensor, nn
+
+from sj_online import registry
+from sj_online.layer import BinaryConv2d, ScaledWSConv2d, StepBatchNorm2d, TernaryConv2d
+
+NeuronFactory = Callable[[], nn.Module]
+Factory = TypeVar("Factory", bound=Callable[..., nn.Module])
+
+_SOFT_RESET = {"v_reset": None, "decay_input": False, "detach_reset": True}
+_TRIANGLE = surrogate.PiecewiseQuadratic(alpha=1.0)
+LIF: dict[str, dict[str, Any]] = {
+    "ottt_lif": {"tau": 2.0, "surrogate_function": surrogate.Sigmoid(alpha=4.0)} | _SOFT_RESET,
+    "sltt_lif": {"tau": 1.1, "surrogate_function": _TRIANGLE} | _SOFT_RESET,
+    # STOL's leak is 1/tau where the host's is 1 - 1/tau: its tau = 4 for CIFAR10-DVS is {"tau": 4 / 3} here.
+    "stol_lif": {
+        "tau": 2.0,
+        "surrogate_function": _TRIANGLE,
+        "v_reset": 0.0,
+        "decay_input": False,
+        "detach_reset": False,
+    },
+}
+"""The LIF neurons of OTTT, SLTT and STOL, as arguments of the host's ``LIFNode``."""
+
+SYNAPSES: dict[str, type[layer.Conv2d]] = {
+    "float": layer.Conv2d,
+    "binary": BinaryConv2d,
+    "ternary": TernaryConv2d,
+    "ws": ScaledWSConv2d,
+}
+NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": layer.BatchNorm2d, "step": StepBatchNorm2d}
+
+
+def cite(paper: str) -> Callable[[Factory], Factory]:
+    """Give a factory its ``paper``, which ``sj-online list`` shows."""
+
+    def decorate(factory: Factory) -> Factory:
+        factory.paper = paper  # type: ignore[attr-defined]
+        return factory
+
+    return decorate
+
+
+def variant(factory: Callable[..., nn.Sequential], **defaults: Any) -> Callable[..., nn.Sequential]:
+    """The same factory with other defaults; its signature shows them.
+
+    Example:
+        >>> from sj_online.model import hdlif_resnet
+        >>> variant(hdlif_resnet, num_classes=100, width=8)()[-1][-1].out_features
+        100
+    """
+    return cite(factory.paper)(partial(factory, **defaults))  # type: ignore[attr-defined]
+
+
+def choice(name: str, value: str, table: dict[str, Any]) -> Any:
+    """The entry of a table, or a ValueError that names the argument and what is allowed."""
+    if value not in table:
+        raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, table))}")
+    return table[value]
+
+
+def neuron_factory(neuron: str | NeuronFactory, num_steps: int | None = None, **options: Any) -> NeuronFactory:
+    """A factory of neurons, one for each position.
+
+    Args:
+        neuron: a name of :data:`LIF`, a registered name, or a factory that is called as it is.
+        num_steps: T of the per-step parameters of registered neurons.
+        options: further arguments of a named neuron.
+
+    Raises:
+        ValueError: an unknown name.
+
+    Example:
+        >>> neuron_factory("empf", 4, threshold=0.25)().num_steps
+        4
+    """
+    if not isinstance(neuron, str):
+        return neuron
+    if neuron in LIF:
+        return lambda: LIFNode(**deepcopy(LIF[neuron] | options))
+    node = registry.get("neurons", neuron)
+    return lambda: node(num_steps, **options)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a network is made of: its inner convolution, its norm, and whether convolutions have a bias."""
+
+    conv: type[layer.Conv2d] = layer.Conv2d
+    norm: Callable[[int], nn.Module] = layer.BatchNorm2d
+    bias: bool = False
+
+    def conv_norm(
+        self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1, *, stem: bool = False
+    ) -> nn.Sequential:
+        """Convolution and norm, same padding; a ``stem`` keeps float weights."""
+        conv = layer.Conv2d if stem else self.conv
+        padding = kernel_size // 2
+        return nn.Sequential(
+            conv(in_channels, out_channels, kernel_size, stride, padding, bias=self.bias), self.norm(out_channels)
+        )
+
+
+class Residual(nn.Module):
+    """y = body(x) + shortcut(x); without a shortcut, body(x) + x.
+
+    Example:
+        >>> import torch
+        >>> Residual(nn.Identity())(torch.ones(1))
+        tensor([2.])
+    """
+
+    def __init__(self, body: nn.Module, shortcut: nn.Module | None = None) -> None:
+        super().__init__()
+        self.body = body
+        self.shortcut = shortcut or nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the two branches."""
+        return self.body(x) + self.shortcut(x)
+
+
+class Scale(nn.Module):
+    """y = factor x.
+
+    Example:
+        >>> import torch
+        >>> Scale(2.0)(torch.ones(1))
+        tensor([2.])
+    """
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale."""
+        return self.factor * x
+
+    def extra_repr(self) -> str:
+        """The factor."""
+        return f"{self.factor:g}"
+
+
+def stem(parts: Parts, in_channels: int, width: int, *, imagenet: bool, pool: type[nn.Module]) -> nn.Sequential:
+    """The first convolution, with float weights: 3x3, or for ImageNet 7x7 of stride 2 and a pool of stride 2."""
+    if not imagenet:
+        return parts.conv_norm(in_channels, width, stem=True)
+    return nn.Sequential(parts.conv_norm(in_channels, width, 7, 2, stem=True), pool(3, 2, 1))
+
+
+def stages(
+    block: Callable[[int, int, int], nn.Module], channels: int, widths: Iterable[int], depths: Iterable[int]
+) -> nn.Sequential:
+    """Stages of ``block(in_channels, out_channels, stride)``; every stage but the first halves the image.
+
+    Args:
+        block: builds one block.
+        channels: channels that enter the first stage.
+        widths: channels of each stage.
+        depths: blocks of each stage.
+    """
+    net = nn.Sequential()
+    for index, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+        stage = nn.Sequential()
+        for i in range(depth):
+            stage.append(block(channels, width, 2 if i == 0 and index > 0 else 1))
+            channels = width
+        net.append(stage)
+    return net
+
+
+def vgg(
+    plan: Sequence[int | str], channels: int, unit: Callable[[int, int, bool], Iterable[nn.Module]]
+) -> nn.Sequential:
+    """Convolutional units in a row, and average pools.
+
+    Args:
+        plan: for each unit its output channels, and 'A' for a pool that halves the image.
+        channels: channels of the input.
+        unit: ``unit(in_channels, out_channels, first)`` gives the modules of one unit.
+    """
+    net = nn.Sequential()
+    first = True
+    for item in plan:
+        if isinstance(item, str):
+            net.append(layer.AvgPool2d(2))
+        else:
+            net.extend(unit(channels, item, first))
+            channels, first = item, False
+    return net
+
+
+def widen(plan: Sequence[int | str], width: int) -> list[int | str]:
+    """A plan in channels, from one in multiples of ``width``."""
+    return [item if isinstance(item, str) else item * width for item in plan]
+
+
+def vgg_readout(plan: Sequence[int | str], image_size: int | None, num_classes: int) -> nn.Sequential:
+    """A float linear readout of the last features of :func:`vgg`; without the image's size they are averaged first."""
+    channels = [item for item in plan if isinstance(item, int)][-1]
+    if image_size is None:
+        return pooled_readout(channels, num_classes)
+    return nn.Sequential(layer.Flatten(), layer.Linear(channels * features_size(plan, image_size) ** 2, num_classes))
+
+
+def features_size(plan: Sequence[int | str], image_size: int) -> int:
+    """H = W of the last features of :func:`vgg`.
+
+    Raises:
+        ValueError: nothing is left of the image.
+    """
+    size = image_size >> plan.count("A")
+    if size < 1:
+        raise ValueError(f"image_size={image_size!r} is too small for {plan.count('A')} pools of 2")
+    return size
+
+
+def pooled_readout(channels: int, num_classes: int) -> nn.Sequential:
+    """Global average pool and a float linear readout."""
+    return nn.Sequential(layer.AdaptiveAvgPool2d(1), layer.Flatten(), layer.Linear(channels, num_classes))
+
+
+def network(step_mode: str, *modules: nn.Module) -> nn.Sequential:
+    """The modules in a row, in a step mode: [N, C, H, W] to [N, classes], or [T, N, ...] to [T, N, classes] in 'm'."""
+    net = nn.Sequential(*modules)
+    functional.set_step_mode(net, step_mode)
+    return net

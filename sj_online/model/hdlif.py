@@ -1,0 +1,191 @@
+"""The networks of EM-PF and HD-LIF: float spikes or spikes of n bits, binary or ternary inner convolutions."""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+from spikingjelly.activation_based import layer
+from torch import nn
+
+from sj_online.layer import SECA
+from sj_online.model import blocks
+from sj_online.model.blocks import NeuronFactory, Parts, Residual
+
+PARALLEL = {"none": (False, False), "half": (False, True), "all": (True, True)}
+ATTENTION = {"none": 0, "seca1": 1, "seca2": 2}
+
+
+def _node(
+    neuron: str | NeuronFactory, num_steps: int | None, options: dict[str, Any] | None, membrane_norm: bool
+) -> Callable[..., nn.Module]:
+    """``node(channels, parallel=False)``: a neuron; the membrane is normalised if it has one and channels are given."""
+
+    def node(channels: int | None, parallel: bool = False) -> nn.Module:
+        special: dict[str, Any] = {"parallel": True} if parallel else {}
+        if membrane_norm and channels is not None and not parallel:
+            special["membrane_norm"] = channels
+        if special and (not isinstance(neuron, str) or neuron in blocks.LIF):
+            raise ValueError(f"neuron={neuron!r} has no parallel form and no membrane_norm; 'empf' and 'hdlif' have")
+        return blocks.neuron_factory(neuron, num_steps, **special, **(options or {}))()
+
+    return node
+
+
+def _block(
+    parts: Parts, first: Callable[[int], nn.Module], second: Callable[[int], nn.Module], attention: int
+) -> Callable[[int, int, int], nn.Module]:
+    """The pre-activation block of EM-PF, Fig. 3; a shortcut that changes shape takes the float current, no spikes."""
+
+    def build(in_channels: int, channels: int, stride: int) -> nn.Module:
+        same = in_channels == channels and stride == 1
+        enter = nn.Sequential(first(in_channels), parts.conv_norm(in_channels, channels, 3, stride))
+        leave = nn.Sequential(second(channels), parts.conv_norm(channels, channels))
+        shortcut = None if same else parts.conv_norm(in_channels, channels, 1, stride)
+        if attention == 0:
+            return Residual(nn.Sequential(enter, leave), shortcut)
+        if attention == 1:
+            return Residual(nn.Sequential(enter, SECA(), leave, SECA()), shortcut)
+        # SECA-II attends to input plus output of a convolution; one that changes shape has no such sum.
+        leave = nn.Sequential(Residual(leave), SECA())
+        if same:
+            return nn.Sequential(Residual(enter), SECA(), leave)
+        return Residual(nn.Sequential(enter, SECA(), leave), shortcut)
+
+    return build
+
+
+@blocks.cite("EM-PF / HD-LIF")
+def hdlif_resnet(
+    num_classes: int = 10,
+    in_channels: int = 3,
+    num_steps: int | None = 4,
+    *,
+    depths: Sequence[int] = (2, 2, 2, 2),
+    multiples: Sequence[int] = (1, 2, 4, 8),
+    hidden: int | None = None,
+    imagenet: bool = False,
+    neuron: str | NeuronFactory = "hdlif",
+    neuron_options: dict[str, Any] | None = None,
+    membrane_norm: bool = False,
+    parallel: str = "none",
+    attention: str = "none",
+    synapse: str = "binary",
+    width: int = 64,
+    step_mode: str = "s",
+) -> nn.Sequential:
+    """Pre-activation ResNet of EM-PF and HD-LIF (EM-PF, Fig. 3): no neuron behind the stem and before the readout.
+
+    The stem and the readout have float weights, all other convolutions quantised ones.
+
+    Args:
+        num_classes: outputs of the readout.
+        in_channels: C of the input.
+        num_steps: T of the neurons' per-step parameters; None: shared by any number of steps.
+        depths: blocks of each stage.
+        multiples: channels of each stage, in widths.
+        hidden: units of a layer of neurons before the readout, in widths; None: without.
+        imagenet: a 7x7 stem of stride 2 and a max pool.
+        neuron: ``'hdlif'``, ``'empf'``, another registered name, a name of :data:`~.blocks.LIF`, or a factory.
+        neuron_options: further arguments of a registered neuron, e.g. ``{"spike_bits": None}``.
+        membrane_norm: batch normalisation of the membranes that are followed by a convolution.
+        parallel: neurons without a membrane: ``'none'``, ``'half'`` (the second of each block) or ``'all'``.
+        attention: ``'none'``, ``'seca1'`` (SECA behind each norm) or ``'seca2'`` (of the sum of input and output).
+        synapse: ``'binary'``, ``'ternary'``, ``'float'`` or ``'ws'``.
+        width: channels behind the stem.
+        step_mode: ``'s'``: [N, C, H, W] to [N, classes]; ``'m'``: [T, N, C, H, W] to [T, N, classes].
+
+    Raises:
+        ValueError: an unknown name, or an option that the neuron does not have.
+
+    Example:
+        >>> import torch
+        >>> hdlif_resnet(width=8, parallel="half")(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+    """
+    parts = Parts(conv=blocks.choice("synapse", synapse, blocks.SYNAPSES))
+    node = _node(neuron, num_steps, neuron_options, membrane_norm)
+    first, second = blocks.choice("parallel", parallel, PARALLEL)
+    layout = blocks.choice("attention", attention, ATTENTION)
+    block = _block(parts, partial(node, parallel=first), partial(node, parallel=second), layout)
+    widths = [multiple * width for multiple in multiples]
+    units = hidden * width if hidden else num_classes
+    readout = blocks.pooled_readout(widths[-1], units)
+    if hidden:
+        readout.extend([node(None, parallel=first), layer.Linear(units, num_classes)])
+    return blocks.network(
+        step_mode,
+        blocks.stem(parts, in_channels, width, imagenet=imagenet, pool=layer.MaxPool2d),
+        blocks.stages(block, width, widths, depths),
+        readout,
+    )
+
+
+@blocks.cite("EM-PF / HD-LIF")
+def hdlif_vgg(
+    num_classes: int = 10,
+    in_channels: int = 2,
+    num_steps: int | None = 10,
+    *,
+    plan: Sequence[int | str],
+    image_size: int | None = None,
+    neuron: str | NeuronFactory = "hdlif",
+    neuron_options: dict[str, Any] | None = None,
+    membrane_norm: bool = False,
+    parallel: bool = False,
+    attention: bool = False,
+    synapse: str = "binary",
+    width: int = 64,
+    step_mode: str = "s",
+) -> nn.Sequential:
+    """VGG of EM-PF and HD-LIF: convolution, batch norm, [SECA], neuron.
+
+    The first convolution has float weights if it sees images, quantised ones if it sees events (two channels).
+
+    Args:
+        num_classes: outputs of the readout.
+        in_channels: C of the input; 2: events.
+        num_steps: T of the neurons' per-step parameters; None: shared by any number of steps.
+        plan: output channels of the convolutions in widths, and 'A' for an average pool of 2.
+        image_size: H = W of the input, whose last features are all read out; None: they are averaged first.
+        neuron: see :func:`hdlif_resnet`, as for the others.
+        neuron_options: further arguments of a registered neuron.
+        membrane_norm: batch normalisation of the membranes.
+        parallel: neurons without a membrane.
+        attention: SECA behind each norm.
+        synapse: ``'binary'``, ``'ternary'``, ``'float'`` or ``'ws'``.
+        width: channels of the first convolution.
+        step_mode: ``'s'`` or ``'m'``.
+
+    Raises:
+        ValueError: an unknown name, or an option that the neuron does not have.
+
+    Example:
+        >>> import torch
+        >>> hdlif_vgg(plan=(1, "A", 2), width=8)(torch.rand(2, 2, 8, 8)).shape
+        torch.Size([2, 10])
+    """
+    parts = Parts(conv=blocks.choice("synapse", synapse, blocks.SYNAPSES))
+    node = _node(neuron, num_steps, neuron_options, membrane_norm)
+
+    def unit(channels: int, out_channels: int, first: bool) -> Iterable[nn.Module]:
+        seca = [SECA()] if attention else []
+        stem = first and in_channels != 2
+        return [parts.conv_norm(channels, out_channels, stem=stem), *seca, node(out_channels, parallel=parallel)]
+
+    plan = blocks.widen(plan, width)
+    return blocks.network(
+        step_mode, blocks.vgg(plan, in_channels, unit), blocks.vgg_readout(plan, image_size, num_classes)
+    )
+
+
+hdlif_resnet18 = hdlif_resnet
+hdlif_resnet19 = blocks.variant(hdlif_resnet, depths=(3, 3, 2), multiples=(2, 4, 8), hidden=4)
+hdlif_resnet34 = blocks.variant(hdlif_resnet, num_classes=1000, depths=(3, 4, 6, 3), imagenet=True)
+hdlif_vgg13 = blocks.variant(
+    hdlif_vgg,
+    num_classes=200,
+    in_channels=3,
+    num_steps=4,
+    plan=(1, 1, "A", 2, 2, "A", 4, 4, "A", 8, 8, 8, "A", 8),
+)
+hdlif_vgg_snn = blocks.variant(hdlif_vgg, plan=(1, 2, "A", 4, 4, "A", 8, 8, "A", 8, 8, "A"), image_size=48)
