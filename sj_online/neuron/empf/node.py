@@ -139,8 +139,9 @@ class EMPFNode(OnlineNode):
             threshold = threshold.view(-1, *(1 for _ in v.shape))
             s_seq, _ = reference.fire(x_seq.to(v.dtype), threshold, self.spike_bits, self.temporal_grad)
             return s_seq.to(x_seq.dtype), (v, *clock), v.expand_as(x_seq)
-        store_v = self.store_v_seq or torch.is_grad_enabled()
-        s_seq, v_last, v_seq = empf(x_seq, v, decay, threshold, self.spike_bits, store_v, self.temporal_grad, backend)
+        learns = torch.is_grad_enabled()
+        keep = "v" if self.store_v_seq or (learns and decay.requires_grad) else "fired" if learns else ""
+        s_seq, v_last, v_seq = empf(x_seq, v, decay, threshold, self.spike_bits, keep, self.temporal_grad, backend)
         if self.parallel:
             return s_seq, (v, *clock), v.expand_as(x_seq)
         return s_seq, (v_last, *clock), v_seq

@@ -24,12 +24,12 @@ def empf(
     decay: Tensor,
     threshold: Tensor,
     spike_bits: int,
-    store_v: bool,
+    keep: str,
     temporal_grad: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """T steps of EM-PF, differentiable if ``store_v``; see :func:`sj_online.neuron.empf.reference.forward`."""
-    return _implementation(backend).forward(x_seq, v0, decay, threshold, spike_bits, store_v)
+    """T steps of EM-PF; which gradients it has depends on ``keep``, see ``reference.forward``."""
+    return _implementation(backend).forward(x_seq, v0, decay, threshold, spike_bits, keep)
 
 
 @empf.register_fake
@@ -39,12 +39,11 @@ def _(
     decay: Tensor,
     threshold: Tensor,
     spike_bits: int,
-    store_v: bool,
+    keep: str,
     temporal_grad: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    v_seq = torch.empty_like(x_seq, dtype=v0.dtype) if store_v else v0.new_empty(0)
-    return torch.empty_like(x_seq), torch.empty_like(v0), v_seq
+    return torch.empty_like(x_seq), torch.empty_like(v0), reference.empty_kept(x_seq, v0, keep)
 
 
 @torch.library.custom_op("sj_online::empf_backward", mutates_args=())
@@ -53,16 +52,14 @@ def empf_backward(
     grad_v_last: Tensor,
     grad_v_seq: Tensor,
     v0: Tensor,
-    v_seq: Tensor,
+    kept: Tensor,
     decay: Tensor,
     threshold: Tensor,
     temporal_grad: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradient of :func:`empf`; see :func:`sj_online.neuron.empf.reference.backward`."""
-    return _implementation(backend).backward(
-        grad_s, grad_v_last, grad_v_seq, v0, v_seq, decay, threshold, temporal_grad
-    )
+    return _implementation(backend).backward(grad_s, grad_v_last, grad_v_seq, v0, kept, decay, threshold, temporal_grad)
 
 
 @empf_backward.register_fake
@@ -71,7 +68,7 @@ def _(
     grad_v_last: Tensor,
     grad_v_seq: Tensor,
     v0: Tensor,
-    v_seq: Tensor,
+    kept: Tensor,
     decay: Tensor,
     threshold: Tensor,
     temporal_grad: bool,
@@ -83,26 +80,26 @@ def _(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     x_seq, v0, decay, threshold, _, _, ctx.temporal_grad, ctx.backend = inputs
     ctx.save_for_backward(v0, output[2], decay, threshold)
-    ctx.x_dtype = x_seq.dtype
+    ctx.x_shape, ctx.x_dtype = x_seq.shape, x_seq.dtype
     ctx.set_materialize_grads(False)
 
 
 def _backward(
     ctx: Any, grad_s: Tensor | None, grad_v_last: Tensor | None, grad_v_seq: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    v0, v_seq, decay, threshold = ctx.saved_tensors
-    grads = empf_backward(
-        torch.zeros_like(v_seq, dtype=ctx.x_dtype) if grad_s is None else grad_s,
+    v0, kept, decay, threshold = ctx.saved_tensors
+    grad_x, grad_v0, grad_decay, grad_threshold = empf_backward(
+        v0.new_zeros(ctx.x_shape, dtype=ctx.x_dtype) if grad_s is None else grad_s,
         torch.zeros_like(v0) if grad_v_last is None else grad_v_last,
         v0.new_empty(0) if grad_v_seq is None else grad_v_seq,
         v0,
-        v_seq,
+        kept,
         decay,
         threshold,
         ctx.temporal_grad,
         ctx.backend,
     )
-    return (*grads, None, None, None, None)
+    return grad_x, grad_v0, None if kept.dtype == torch.uint8 else grad_decay, grad_threshold, None, None, None, None
 
 
 empf.register_autograd(_backward, setup_context=_setup_context)

@@ -57,7 +57,7 @@ def quantize(s: Tensor, spike_bits: int) -> Tensor:
 
 
 def forward(
-    x_seq: Tensor, v0: Tensor, decay: Tensor, threshold: Tensor, spike_bits: int, store_v: bool
+    x_seq: Tensor, v0: Tensor, decay: Tensor, threshold: Tensor, spike_bits: int, keep: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """T steps.
 
@@ -67,24 +67,37 @@ def forward(
         decay: leak [T], or [1] for all steps, in the dtype of the state.
         threshold: threshold [T] or [1], likewise.
         spike_bits: bits of a spike, 0 for float spikes.
-        store_v: whether to return every v[t].
+        keep: what to keep for the backward. ``'v'``: every v[t]; ``'fired'``: chi only, which is all that is needed
+            where decay needs no gradient; ``''``: nothing.
 
     Returns:
-        s_seq [T, N, ...] in the dtype of x_seq, the last v [N, ...], and v_seq [T, N, ...] or an empty tensor.
+        s_seq [T, N, ...] in the dtype of x_seq, the last v [N, ...], and what is kept: v_seq [T, N, ...], or chi as
+        uint8 [ceil(T / 8), N, ...] with chi[t] in bit t % 8 of row t // 8, or an empty tensor.
     """
     steps = x_seq.shape[0]
     decay, threshold = decay.expand(steps), threshold.expand(steps)
     s_seq = torch.empty_like(x_seq)
-    v_seq = torch.empty_like(x_seq, dtype=v0.dtype) if store_v else v0.new_empty(0)
+    kept = empty_kept(x_seq, v0, keep)
     v_last, m, v = torch.empty_like(v0), torch.empty_like(v0), v0
     for t in range(steps):
         torch.mul(v, decay[t], out=m).add_(x_seq[t])
-        v = torch.minimum(m, threshold[t], out=v_seq[t] if store_v else v_last)
+        v = torch.minimum(m, threshold[t], out=kept[t] if keep == "v" else v_last)
+        if keep == "fired":
+            chi = (m >= threshold[t]).to(torch.uint8) << t % 8
+            kept[t // 8] = kept[t // 8] | chi if t % 8 else chi
         if spike_bits:
             s_seq[t] = quantize(m.sub_(v), spike_bits)
         else:
             torch.sub(m, v, out=s_seq[t])
-    return s_seq, v_last.copy_(v), v_seq
+    return s_seq, v_last.copy_(v), kept
+
+
+def empty_kept(x_seq: Tensor, v0: Tensor, keep: str) -> Tensor:
+    """What :func:`forward` keeps, not yet filled."""
+    if keep == "v":
+        return torch.empty_like(x_seq, dtype=v0.dtype)
+    shape = ((x_seq.shape[0] + 7) // 8, *v0.shape) if keep == "fired" else (0,)
+    return v0.new_empty(shape, dtype=torch.uint8)
 
 
 def backward(
@@ -92,7 +105,7 @@ def backward(
     grad_v_last: Tensor,
     grad_v_seq: Tensor,
     v0: Tensor,
-    v_seq: Tensor,
+    kept: Tensor,
     decay: Tensor,
     threshold: Tensor,
     temporal_grad: bool,
@@ -104,26 +117,27 @@ def backward(
         grad_v_last: dL/dv_last [N, ...].
         grad_v_seq: dL/dv_seq [T, N, ...], or an empty tensor for none.
         v0: as in :func:`forward`.
-        v_seq: as returned by :func:`forward`.
+        kept: as returned by :func:`forward`, v_seq or the fired bits.
         decay: as in :func:`forward`.
         threshold: as in :func:`forward`.
         temporal_grad: False cuts v[t-1] and drops dv/dthreshold.
 
     Returns:
-        Gradients of x_seq [T, N, ...], v0 [N, ...], decay and threshold (each in its own shape).
+        Gradients of x_seq [T, N, ...], v0 [N, ...], decay (0 without v_seq) and threshold (each in its own shape).
     """
-    steps = grad_s.shape[0]
+    steps, has_v = grad_s.shape[0], kept.dtype != torch.uint8
     decay_t, threshold_t = decay.expand(steps), threshold.expand(steps)
     grad_x = torch.empty_like(grad_s)
-    grad_decay, grad_threshold = v0.new_empty(steps), v0.new_empty(steps)
+    grad_decay, grad_threshold = v0.new_zeros(steps), v0.new_empty(steps)
     grad_v, grad_m, product = grad_v_last.clone(), torch.empty_like(v0), torch.empty_like(v0)
     for t in reversed(range(steps)):
         if grad_v_seq.numel():
             grad_v += grad_v_seq[t]
-        fired = v_seq[t] == threshold_t[t]
+        fired = kept[t] == threshold_t[t] if has_v else (kept[t // 8] & 1 << t % 8).bool()
         torch.where(fired, grad_s[t], grad_v, out=grad_m)
         grad_x[t] = grad_m
-        grad_decay[t] = torch.mul(grad_m, v_seq[t - 1] if t else v0, out=product).sum()
+        if has_v:
+            grad_decay[t] = torch.mul(grad_m, kept[t - 1] if t else v0, out=product).sum()
         if temporal_grad:
             grad_threshold[t] = torch.sub(grad_v, grad_m, out=product).sum()
             torch.mul(grad_m, decay_t[t], out=grad_v)
