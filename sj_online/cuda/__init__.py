@@ -1,0 +1,1 @@
+"""CUDA kernels through CuPy: see :mod:`sj_online.cuda.loader`."""
