@@ -19,8 +19,8 @@ from torch import Tensor
 SCALARS = {torch.float32: "float", torch.float16: "half_t", torch.bfloat16: "bfloat16_t"}
 """The dtypes that kernels read and write, and their names in ``common.cuh``."""
 
-OPTIONS = ("-std=c++17", "--fmad=false")
-"""No fused multiply-add: it would change float spikes by an ulp against the reference."""
+OPTIONS = ("-std=c++17", "--fmad=false", "-default-device")
+"""No fused multiply-add: it would change float spikes by an ulp against the reference. Lambdas are device functions."""
 
 LANES = 4
 """Neighbouring neurons that one thread takes where memory allows."""

@@ -66,6 +66,11 @@ def build(kernel: Path, compiler: str, folder: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(library))
 
 
+@pytest.fixture
+def instances() -> dict[Path, list[str]]:
+    return INSTANCES
+
+
 @pytest.fixture(scope="session")
 def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, ctypes.CDLL]:
     compiler = cxx20()
