@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from spikingjelly.activation_based import layer
 from torch import Tensor, nn
@@ -122,44 +121,3 @@ class TernaryLinear(_Ternary, QuantLinear):
         >>> TernaryLinear(16, 4)(torch.rand(2, 16)).shape
         torch.Size([2, 4])
     """
-
-
-_CONV = {"binary": BinaryConv2d, "ternary": TernaryConv2d}
-_LINEAR = {"binary": BinaryLinear, "ternary": TernaryLinear}
-KINDS = tuple(_CONV)
-
-
-def quantized(synapse: nn.Conv2d | nn.Linear, kind: str) -> QuantConv2d | QuantLinear:
-    """The quantised counterpart of a synapse; it takes over the weight, as latent weight, and the bias.
-
-    Args:
-        synapse: a 2-D convolution or linear layer of torch or of the host.
-        kind: ``'binary'`` or ``'ternary'``.
-
-    Raises:
-        ValueError: an unknown kind.
-
-    Example:
-        >>> linear = nn.Linear(4, 2)
-        >>> quantized(linear, "binary").weight is linear.weight
-        True
-    """
-    if kind not in KINDS:
-        raise ValueError(f"kind={kind!r} is not one of {', '.join(map(repr, KINDS))}")
-    with torch.device("meta"):  # the weights made here are replaced below
-        if isinstance(synapse, nn.Linear):
-            twin: QuantConv2d | QuantLinear = _LINEAR[kind](synapse.in_features, synapse.out_features)
-        else:
-            twin = _CONV[kind](
-                synapse.in_channels,
-                synapse.out_channels,
-                synapse.kernel_size,  # type: ignore[arg-type]
-                synapse.stride,  # type: ignore[arg-type]
-                synapse.padding,  # type: ignore[arg-type]
-                synapse.dilation,  # type: ignore[arg-type]
-                synapse.groups,
-                padding_mode=synapse.padding_mode,
-            )
-    twin.weight, twin.bias = synapse.weight, synapse.bias
-    twin.step_mode = getattr(synapse, "step_mode", "s")
-    return twin.train(synapse.training)

@@ -7,7 +7,7 @@ from spikingjelly.activation_based import layer
 from spikingjelly.activation_based.model import sew_resnet
 from torch import nn
 
-from sj_online.layer.quant import KINDS, quantized
+from sj_online.layer.replace import KINDS, quantize_synapses
 from sj_online.model import blocks
 from sj_online.model.blocks import NeuronFactory, Parts, Residual
 
@@ -147,11 +147,8 @@ def stol_sew_resnet34(
     node = blocks.neuron_factory(neuron, num_steps, **(neuron_options or {}))
     net = sew_resnet.sew_resnet34(cnf="ADD", spiking_neuron=node, num_classes=num_classes)
     if synapse != "float":
-        blocks.choice("synapse", synapse, {"float": None} | dict.fromkeys(KINDS))
-        for module in list(net.modules()):
-            for name, child in list(module.named_children()):
-                if isinstance(child, layer.Conv2d) and child is not net.conv1:
-                    module.register_module(name, quantized(child, synapse))
+        blocks.choice("synapse", synapse, dict.fromkeys(("float", *KINDS)))
+        quantize_synapses(net, synapse)
     if in_channels != net.conv1.in_channels:
         net.conv1 = layer.Conv2d(in_channels, net.conv1.out_channels, 7, 2, 3, bias=False)
     blocks.functional.set_step_mode(net, step_mode)

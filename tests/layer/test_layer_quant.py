@@ -1,11 +1,8 @@
-import copy
-
 import pytest
 import torch
 from spikingjelly.activation_based import functional, layer
 
 from sj_online.layer import BinaryConv2d, BinaryLinear, TernaryConv2d, TernaryLinear
-from sj_online.layer.quant import quantized
 from sj_online.layer.quantizer import binarize, ternarize
 
 
@@ -69,22 +66,6 @@ def test_binary_latent_weights_start_small_and_positive_without_bias(synapse):
     assert isinstance(synapse, layer.Conv2d | layer.Linear)
     assert set(synapse.state_dict()) == {"weight"}
     assert synapse.weight.min() >= 0 and 5e-4 < synapse.weight.max() <= 1e-3
-
-
-@pytest.mark.parametrize("kind", ["binary", "ternary"])
-@pytest.mark.parametrize("synapse", [layer.Conv2d(4, 6, (3, 1), 2, 1, groups=2, step_mode="m"), torch.nn.Linear(4, 6)])
-def test_the_quantised_twin_takes_over_everything(synapse, kind):
-    twin = quantized(synapse.eval(), kind)
-    assert twin.weight is synapse.weight and twin.bias is synapse.bias and not twin.training
-    x = torch.randn(3, 2, 4, 5, 5) if isinstance(synapse, layer.Conv2d) else torch.randn(3, 4)
-    expected = copy.deepcopy(synapse)
-    expected.weight.data = twin.quantize(synapse.weight.data)
-    assert torch.equal(twin(x), expected(x))
-
-
-def test_an_unknown_kind_is_named():
-    with pytest.raises(ValueError, match="kind='octal' is not one of 'binary', 'ternary'"):
-        quantized(torch.nn.Linear(2, 2), "octal")
 
 
 @pytest.mark.parametrize("synapse", [BinaryConv2d, TernaryConv2d])

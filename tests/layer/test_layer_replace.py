@@ -1,0 +1,52 @@
+import copy
+
+import pytest
+import torch
+from spikingjelly.activation_based import functional, layer, neuron
+from spikingjelly.activation_based.model import spiking_resnet
+from torch import nn
+
+from sj_online.layer import BinaryConv2d, BinaryLinear, ScaledWSConv2d, TernaryConv2d
+from sj_online.layer.replace import quantize_synapses, quantized
+
+
+@pytest.mark.parametrize("kind", ["binary", "ternary"])
+@pytest.mark.parametrize("synapse", [layer.Conv2d(4, 6, (3, 1), 2, 1, groups=2, step_mode="m"), torch.nn.Linear(4, 6)])
+def test_the_quantised_twin_takes_over_everything(synapse, kind):
+    twin = quantized(synapse.eval(), kind)
+    assert twin.weight is synapse.weight and twin.bias is synapse.bias and not twin.training
+    x = torch.randn(3, 2, 4, 5, 5) if isinstance(synapse, layer.Conv2d) else torch.randn(3, 4)
+    expected = copy.deepcopy(synapse)
+    expected.weight.data = twin.quantize(synapse.weight.data)
+    assert torch.equal(twin(x), expected(x))
+
+
+def test_an_unknown_kind_is_named():
+    with pytest.raises(ValueError, match="kind='octal' is not one of 'binary', 'ternary'"):
+        quantized(torch.nn.Linear(2, 2), "octal")
+
+
+def test_all_but_the_first_and_the_last_synapse_of_a_network_are_replaced():
+    net = spiking_resnet.spiking_resnet18(spiking_neuron=neuron.LIFNode, num_classes=10)
+    functional.set_step_mode(net, "m")
+    names = [name for name, module in net.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    state, parameters = net.state_dict(), set(net.parameters())
+    assert quantize_synapses(net, "binary") == names[1:-1]
+    assert type(net.conv1) is layer.Conv2d and type(net.fc) is layer.Linear
+    assert type(net.layer1[0].conv1) is BinaryConv2d and net.layer1[0].conv1.step_mode == "m"
+    assert set(net.parameters()) == parameters
+    assert {name: id(tensor) for name, tensor in state.items()}.keys() == net.state_dict().keys()
+    functional.reset_net(net)
+    net(torch.rand(2, 1, 3, 64, 64)).sum().backward()
+    assert net.layer4[1].conv2.weight.grad.isfinite().all()
+
+
+def test_keep_takes_names_and_shared_and_standardised_synapses_stay_what_they_are():
+    shared = layer.Conv2d(3, 3, 3)
+    net = nn.ModuleDict({"a": shared, "b": shared, "ws": ScaledWSConv2d(3, 3, 3), "c": nn.Linear(4, 4)})
+    assert quantize_synapses(net, "ternary", keep=["c"]) == ["a"]
+    assert type(net["a"]) is TernaryConv2d and net["a"] is net["b"]
+    assert type(net["ws"]) is ScaledWSConv2d and type(net["c"]) is nn.Linear
+    assert quantize_synapses(net, "binary", keep=()) == ["c"] and type(net["c"]) is BinaryLinear
+    with pytest.raises(ValueError, match="keep names 'd', but the synapses are a"):
+        quantize_synapses(nn.ModuleDict({"a": nn.Linear(2, 2)}), "binary", keep=["d", "first"])
