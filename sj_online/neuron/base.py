@@ -1,5 +1,6 @@
 """What the neurons of this package share: backend, full-precision state, per-step parameters, the cut in time."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -108,6 +109,10 @@ class OnlineNode(BaseNode):
         """The share of v that is left at step t (from 0), for a presynaptic trace; None: there is no single leak."""
         raise NotImplementedError
 
+    def adopt_leak(self, leak: float) -> bool:
+        """Start from the leak of another neuron; False and no change if it is outside the open range of this one's."""
+        return False
+
     def _add_raw(self, name: str, value: float, learnable: bool) -> None:
         """Register ``raw_<name>`` [1] or [num_steps], a parameter or, where not learnable, a buffer of that name."""
         raw = torch.full((self.num_steps or 1,), value)
@@ -182,6 +187,11 @@ class OnlineNode(BaseNode):
 
 def _state_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
+
+
+def logit(p: float) -> float:
+    """The inverse of the sigmoid, for p in (0, 1)."""
+    return math.log(p / (1 - p))
 
 
 def natural(value: Tensor) -> str:

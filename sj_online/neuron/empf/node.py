@@ -1,12 +1,11 @@
 """The EM-PF neuron: parameters and state; the equations are in :mod:`sj_online.neuron.empf.reference`."""
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..base import BACKENDS, OnlineNode, natural
+from ..base import BACKENDS, OnlineNode, logit, natural
 from . import reference
 from .op import empf
 
@@ -80,8 +79,8 @@ class EMPFNode(OnlineNode):
         )
         self.parallel = parallel
         if not parallel:
-            self._add_raw("decay", _logit(decay), learnable)
-        self._add_raw("threshold", _logit(threshold), learnable)
+            self._add_raw("decay", logit(decay), learnable)
+        self._add_raw("threshold", logit(threshold), learnable)
         self.membrane_norm = nn.ModuleList()
         if membrane_norm is not None:
             self.membrane_norm.extend(_MembraneNorm(membrane_norm) for _ in range(num_steps or 1))
@@ -107,6 +106,13 @@ class EMPFNode(OnlineNode):
     def leak(self, t: int) -> Tensor | float | None:
         """See :meth:`OnlineNode.leak`."""
         return 0.0 if self.parallel else self.decay[0 if self.num_steps is None else t]
+
+    def adopt_leak(self, leak: float) -> bool:
+        """As decay, in (0, 1); not if parallel."""
+        inside = not self.parallel and 0 < leak < 1
+        if inside:
+            self.raw_decay.data.fill_(logit(leak))
+        return inside
 
     def single_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: Any
@@ -158,7 +164,3 @@ class _MembraneNorm(nn.BatchNorm2d):
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass
-
-
-def _logit(p: float) -> float:
-    return math.log(p / (1 - p))

@@ -7,7 +7,7 @@ import torch
 from spikingjelly.activation_based import surrogate
 from torch import Tensor
 
-from ..base import BACKENDS, OnlineNode, natural
+from ..base import BACKENDS, OnlineNode, logit, natural
 from . import reference
 from .op import lmh
 
@@ -99,6 +99,13 @@ class LMHNode(OnlineNode):
     def leak(self, t: int) -> Tensor | float | None:
         """None: dendrite and soma leak differently."""
         return None
+
+    def adopt_leak(self, leak: float) -> bool:
+        """As lambda_s, in (0.5, 1.5): with the other factors at their start this is LIF with that leak."""
+        inside = 0.5 < leak < 1.5
+        if inside:
+            self.raw_lambda_s.data.fill_(logit(leak - 0.5))
+        return inside
 
     def _factors(self, t: int, steps: int, dtype: torch.dtype) -> Tensor:
         factors = (self.mu_d, self.mu_s, self.lambda_s, self.lambda_d)
