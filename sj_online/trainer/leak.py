@@ -1,5 +1,6 @@
 """The leak of a presynaptic trace: that of the neurons whose membrane the trace follows."""
 
+import torch
 from spikingjelly.activation_based import neuron
 from torch import Tensor, nn
 
@@ -14,7 +15,8 @@ def of_neuron(node: nn.Module, t: int) -> Leak | None:
     A neuron of a third party tells it by a method ``leak(t)``.
     """
     if callable(getattr(node, "leak", None)):
-        return node.leak(t)
+        last = getattr(node, "num_steps", None)  # a neuron that is run past its last step says so itself
+        return node.leak(t if last is None else min(t, last - 1))
     if isinstance(node, (neuron.IFNode, neuron.SimpleIFNode, neuron.HalfThresholdIFNode, neuron.TernaryIFNode)):
         return 1.0
     if isinstance(node, (neuron.LIFNode, neuron.SimpleLIFNode, neuron.TernaryLIFNode)):
@@ -30,18 +32,21 @@ def of_place(net: nn.Module, place: Place, t: int) -> Leak:
     return leaks[0] if isinstance(leaks[0], float) else sum(leaks[1:], leaks[0]) / len(leaks)
 
 
-def check_one(net: nn.Module, name: str, place: Place, T: int) -> None:
-    """Raise, naming the synapse, unless all its neurons have one leak at each of T steps."""
-    kinds, leaks = [], set()
-    for node_name in place.neurons:
-        node = net.get_submodule(node_name)
-        at = [of_neuron(node, t) for t in range(T)]
-        known = [float(value) for value in at if value is not None]
-        leaks.add(tuple(known) if len(known) == T else None)
-        kinds.append(f"{node_name!r} ({type(node).__name__}, leak {f'{known[0]:.4g}' if known else 'unknown'})")
-    if len(leaks) != 1 or None in leaks:
+def check_one(net: nn.Module, name: str, place: Place) -> None:
+    """Raise, naming the synapse, unless all its neurons have one leak at the first step."""
+    with torch.no_grad():
+        leaks = {node: of_neuron(net.get_submodule(node), 0) for node in place.neurons}
+        values = {None if value is None else float(value) for value in leaks.values()}
+    if len(values) != 1 or None in values:
         what = "is fed by" if place.role == "readout" else "sends its current to"
+        of = [f"{node!r} ({type(net.get_submodule(node)).__name__}, {describe(v)})" for node, v in leaks.items()]
         raise ValueError(
-            f"the trace of synapse {name!r} needs one leak, but it {what} {', '.join(kinds) or 'no neuron'}: "
+            f"the trace of synapse {name!r} needs one leak, but the synapse {what} {', '.join(of) or 'no neuron'}: "
             f"give trace_decay={{{name!r}: value}}"
         )
+
+
+def describe(leak: Leak | None) -> str:
+    """A leak as text, e.g. ``leak 0.5``."""
+    value = leak.item() if isinstance(leak, Tensor) else leak
+    return "no single leak" if value is None else f"leak {value:.4g}"

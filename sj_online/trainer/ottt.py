@@ -6,9 +6,10 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn, optim
+from torch.autograd.forward_ad import unpack_dual
 
 from sj_online.loss import Loss
-from sj_online.trainer import check, leak, topology
+from sj_online.trainer import check, leak, ndot, topology
 from sj_online.trainer.base import Rule, Window
 from sj_online.trainer.sequence import Sequence
 from sj_online.trainer.synapse import Trace, replaced_forwards
@@ -79,6 +80,7 @@ class OTTT(Rule):
         self.variant = variant
         self.places: dict[str, Place] = {}
         self.traces: dict[str, Trace] = {}
+        self.emissions: dict[nn.Module, ndot.Emission] = {}
         self.forwards: dict[nn.Module, Callable[..., Any]] = {}
         super().__init__(
             net,
@@ -104,7 +106,7 @@ class OTTT(Rule):
             places = topology.find(self.net, frames)
             for name, place in places.items():
                 if name not in self.trace_decay and any(self._traced(name, place)):
-                    leak.check_one(self.net, name, place, frames.T)
+                    leak.check_one(self.net, name, place)
             self._build(places)
         yield from super().run(x, y)
 
@@ -112,7 +114,10 @@ class OTTT(Rule):
         """One step, behind the leak of the traces."""
         for name, trace in self.traces.items():
             trace.begin(self._leak(name, steps.start))
-        return super().forward(x, steps)
+        if self.variant is None:
+            return super().forward(x, steps)
+        with ndot.travelling():
+            return unpack_dual(super().forward(x, steps)).primal
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -123,6 +128,8 @@ class OTTT(Rule):
             finally:
                 for trace in self.traces.values():
                     trace.clear()
+                for emission in self.emissions.values():
+                    emission.clear()
 
     def state_dict(self) -> dict[str, Any]:
         """The places found: leaks that were one at first may since have been learnt apart."""
@@ -152,8 +159,11 @@ class OTTT(Rule):
             weight, bias = self._traced(name, place)
             if weight or bias:
                 module = self.net.get_submodule(name)
-                self.traces[name] = Trace(weight, bias)
+                self.traces[name] = (ndot.Trace if self.variant else Trace)(weight, bias)
                 self.forwards[module] = self.traces[name].around(module)
+        if self.variant:
+            self.emissions = ndot.emissions(self.net)
+            self.forwards |= {node: emission.around(node) for node, emission in self.emissions.items()}
 
     def _leak(self, name: str, t: int) -> leak.Leak:
         if name in self.trace_decay:
@@ -166,4 +176,4 @@ class OTTT(Rule):
         what = "traced" if self.traces[name].weight else "bias traced"
         first, *others = self.places[name].neurons or ("",)
         of = f"of {first}{f' and {len(others)} more' if others else ''}"
-        return f"{what}, leak {float(self._leak(name, 0)):.4g} {'given' if name in self.trace_decay else of}"
+        return f"{what}, {leak.describe(self._leak(name, 0))} {'given' if name in self.trace_decay else of}"
