@@ -53,6 +53,14 @@ __device__ inline void load(const scalar_t* from, float (&to)[V]) {
   for (int i = 0; i < V; i++) to[i] = to_float(pack.lane[i]);
 }
 
+template <int V>
+__device__ inline void load_add(const float* from, float (&to)[V]) {
+  float x[V];
+  load(from, x);
+#pragma unroll
+  for (int i = 0; i < V; i++) to[i] += x[i];
+}
+
 // __stwb is a plain store of one word: of a Pack the compiler makes V stores wherever a branch lies before it.
 template <int V>
 __device__ inline void store(float* to, const float (&x)[V]) {

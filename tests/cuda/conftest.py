@@ -2,7 +2,6 @@
 
 import ctypes
 import fcntl
-import hashlib
 import os
 import shutil
 import subprocess
@@ -19,12 +18,22 @@ from sj_online.neuron.empf import kernel as empf_kernel
 
 HERE = Path(__file__).parent
 SCALARS = tuple(loader.SCALARS.values())
+BOOLS = ("false", "true")
+LANES = ("1", "4")
+
+
+def instances_of(kernel: str, *flags: Iterable[str]) -> list[str]:
+    return [f"{kernel}<{', '.join(chosen)}>" for chosen in product(SCALARS, *flags, LANES)]
+
+
 INSTANCES = {
     empf_kernel.SOURCE: [
-        *(f"empf_forward<{s}, {q}, {V}>" for s, q, V in product(SCALARS, ("false", "true"), (1, 4))),
-        *(f"empf_backward<{s}, {k}, {V}>" for s, k, V in product(SCALARS, ("float", "unsigned char"), (1, 4))),
+        *instances_of("empf_forward", empf_kernel.KEEP.values(), BOOLS),
+        *instances_of("empf_backward", ("float", "unsigned char"), BOOLS),
     ],
 }
+"""Every kernel with every combination of its flags."""
+
 WRAPPER = """
 #include "emulator.h"
 #include "{kernel}"
@@ -53,8 +62,7 @@ def build(kernel: Path, compiler: str, folder: Path) -> ctypes.CDLL:
     for i, name in enumerate(INSTANCES[kernel]):
         wrapper += f'extern "C" void k{i}(int b, int t, void** a) {{ launch({name}, b, t, a); }}\n'
     include = [f"-I{HERE}", f"-I{Path(loader.__file__).parent}"]
-    sources = wrapper + kernel.read_text() + "".join(p.read_text() for p in (HERE / "emulator.h",))
-    library = folder / f"{kernel.parent.name}-{hashlib.sha256(sources.encode()).hexdigest()[:16]}.so"
+    library = folder / f"{kernel.parent.name}.so"
     with open(library.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not library.exists():

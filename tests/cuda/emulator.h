@@ -19,7 +19,7 @@ inline std::optional<std::barrier<>> barrier;
 #define __device__
 #define __shared__
 #define __restrict__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 inline float sums[8192];  // the kernels' dynamic shared memory, by name
 inline void __syncthreads() { barrier->arrive_and_wait(); }
 

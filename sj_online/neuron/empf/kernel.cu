@@ -10,36 +10,40 @@ __device__ inline float quantize(float s, float top) {
   return (level > top ? top : level) / 4;
 }
 
-// Optional outputs are null: v_seq [T, N], and fired [ceil(T/8), N], whose bit t % 8 of row t / 8 is chi[t].
-template <typename scalar_t, bool quantized, int V>
-__global__ void __launch_bounds__(256)
-empf_forward(const scalar_t* __restrict__ x, const float* __restrict__ v0, const float* __restrict__ decay,
-             const float* __restrict__ threshold, scalar_t* __restrict__ s, float* __restrict__ v_last,
-             float* __restrict__ v_seq, unsigned char* __restrict__ fired, long long N, long long T,
+// What to keep for the backward: v_seq [T, N], or fired [ceil(T/8), N], whose bit t % 8 of row t / 8 is chi[t].
+// x and s carry no __restrict__: so the compiler cannot move the loads of the later steps behind the first store.
+enum Keep { NOTHING, V_SEQ, FIRED };
+
+template <typename scalar_t, Keep keep, bool quantized, int V>
+__global__ void __launch_bounds__(256, 2)
+empf_forward(const scalar_t* x, const float* v0, const float* __restrict__ decay, const float* __restrict__ threshold,
+             scalar_t* s, float* v_last, float* v_seq, unsigned char* fired, long long N, long long T,
              long long decay_stride, long long threshold_stride, float top) {
   FOR_EACH_NEURON(n, N, V) {
     float v[V];
     unsigned int bits[V] = {};
     auto steps = [&](auto count, int t0) {
+      const long long row = t0 * N + n;
       float current[count.value][V], spike[V];
 #pragma unroll
-      for (int k = 0; k < count.value; k++) load(x + (t0 + k) * N + n, current[k]);
+      for (int k = 0; k < count.value; k++) load(x + row + k * N, current[k]);
 #pragma unroll
       for (int k = 0; k < count.value; k++) {
-        int t = t0 + k;
-        float lam = decay[t * decay_stride], th = threshold[t * threshold_stride];
+        const int t = t0 + k;
+        const float lam = decay[t * decay_stride], th = threshold[t * threshold_stride];
 #pragma unroll
         for (int i = 0; i < V; i++) {
           float m = lam * v[i] + current[k][i];
-          v[i] = m > th ? th : m;
+          bool chi = m >= th;
+          v[i] = chi ? th : m;
           spike[i] = quantized ? quantize(m - v[i], top) : m - v[i];
-          bits[i] |= (m >= th) << t % 8;
+          if (chi) bits[i] |= 1u << t % 8;
         }
-        store(s + t * N + n, spike);
-        if (v_seq) store(v_seq + t * N + n, v);
+        store(s + row + k * N, spike);
+        if (keep == V_SEQ) store(v_seq + row + k * N, v);
       }
-      int end = t0 + count.value;
-      if (fired && (end % 8 == 0 || end == T)) {
+      const int end = t0 + count.value;
+      if (keep == FIRED && (end % 8 == 0 || end == T)) {
         store_bytes(fired + t0 / 8 * N + n, bits);
 #pragma unroll
         for (int i = 0; i < V; i++) bits[i] = 0;
@@ -55,7 +59,8 @@ empf_forward(const scalar_t* __restrict__ x, const float* __restrict__ v0, const
   }
 }
 
-// What the forward kept of K steps from t0 on: chi[t], and v[t-1] where v_seq was kept (else 0).
+// What the forward kept of K steps from t0 on: chi[t], and v[t-1] where v_seq was kept (else 0). v holds v[t0 + K - 1]
+// before and v[t0 - 1] after, so that no row is loaded twice.
 template <int K, int V>
 struct Kept {
   bool fired[K][V];
@@ -64,23 +69,24 @@ struct Kept {
 
 template <int K, int V>
 __device__ inline Kept<K, V> recall(const float* v_seq, const float* v0, const float* threshold, long long stride,
-                                    long long n, long long N, int t0) {
+                                    long long n, long long N, int t0, float (&v)[V]) {
   Kept<K, V> kept;
-  float v[V];
-  load(v_seq + (t0 + K - 1) * N + n, v);
 #pragma unroll
   for (int k = K - 1; k >= 0; k--) {
     load(t0 + k ? v_seq + (t0 + k - 1) * N + n : v0 + n, kept.v_before[k]);
     float th = threshold[(t0 + k) * stride];
 #pragma unroll
-    for (int i = 0; i < V; i++) kept.fired[k][i] = (k + 1 < K ? kept.v_before[k + 1][i] : v[i]) == th;
+    for (int i = 0; i < V; i++) {
+      kept.fired[k][i] = v[i] == th;
+      v[i] = kept.v_before[k][i];
+    }
   }
   return kept;
 }
 
 template <int K, int V>
 __device__ inline Kept<K, V> recall(const unsigned char* fired, const float*, const float*, long long, long long n,
-                                    long long N, int t0) {
+                                    long long N, int t0, float (&)[V]) {
   Kept<K, V> kept = {};
   Pack<unsigned char, V> bits = load_pack<V>(fired + t0 / 8 * N + n);
 #pragma unroll
@@ -91,43 +97,45 @@ __device__ inline Kept<K, V> recall(const unsigned char* fired, const float*, co
 }
 
 // kept_t: float for v_seq, unsigned char for fired. grad_v_last and grad_v_seq may be null. partial [blocks, slots]
-// has the gradients of the decays, then of the thresholds. temporal_grad is 1, or 0 for the online gradient.
-template <typename scalar_t, typename kept_t, int V>
-__global__ void __launch_bounds__(256)
-empf_backward(const scalar_t* __restrict__ grad_s, const float* __restrict__ grad_v_last,
-              const float* __restrict__ grad_v_seq, const float* __restrict__ v0, const kept_t* __restrict__ kept_seq,
-              const float* __restrict__ decay, const float* __restrict__ threshold, scalar_t* __restrict__ grad_x,
-              float* __restrict__ grad_v0, float* __restrict__ partial, long long N, long long T,
-              long long decay_stride, long long threshold_stride, float temporal_grad) {
+// has the gradients of the decays (not without v_seq), then of the thresholds.
+template <typename scalar_t, typename kept_t, bool temporal_grad, int V>
+__global__ void __launch_bounds__(256, 2)
+empf_backward(const scalar_t* grad_s, const float* grad_v_last, const float* grad_v_seq, const float* v0,
+              const kept_t* kept_seq, const float* __restrict__ decay, const float* __restrict__ threshold,
+              scalar_t* grad_x, float* grad_v0, float* partial, long long N, long long T, long long decay_stride,
+              long long threshold_stride) {
   extern __shared__ float sums[];
+  constexpr bool has_v = sizeof(kept_t) == sizeof(float);
   const int decay_slots = decay_stride ? T : 1, slots = decay_slots + (threshold_stride ? T : 1);
   clear_slots(sums, slots);
   FOR_EACH_NEURON(n, N, V) {
-    float grad_v[V] = {};  // of v[t], from all later uses
+    float grad_v[V] = {}, v[V];  // grad_v: of v[t], from all later uses
     auto steps = [&](auto count, int t0) {
+      const long long row = t0 * N + n;
       float grad[count.value][V];
 #pragma unroll
-      for (int k = 0; k < count.value; k++) load(grad_s + (t0 + k) * N + n, grad[k]);
-      auto kept = recall<count.value, V>(kept_seq, v0, threshold, threshold_stride, n, N, t0);
+      for (int k = 0; k < count.value; k++) load(grad_s + row + k * N, grad[k]);
+      auto kept = recall<count.value, V>(kept_seq, v0, threshold, threshold_stride, n, N, t0, v);
 #pragma unroll
       for (int k = count.value - 1; k >= 0; k--) {
-        int t = t0 + k;
-        float lam = temporal_grad * decay[t * decay_stride], grad_lam = 0, grad_th = 0, grad_m[V], direct[V] = {};
-        if (grad_v_seq) load(grad_v_seq + t * N + n, direct);
+        const int t = t0 + k;
+        float lam = decay[t * decay_stride], grad_lam = 0, grad_th = 0, grad_m[V];
+        if (grad_v_seq) load_add(grad_v_seq + row + k * N, grad_v);
 #pragma unroll
         for (int i = 0; i < V; i++) {
-          grad_v[i] += direct[i];
-          grad_m[i] = kept.fired[k][i] ? grad[k][i] : grad_v[i];
-          grad_lam += grad_m[i] * kept.v_before[k][i];
-          grad_th += kept.fired[k][i] ? temporal_grad * grad_v[i] - grad[k][i] : 0;
-          grad_v[i] = lam * grad_m[i];
+          bool chi = kept.fired[k][i];
+          grad_m[i] = chi ? grad[k][i] : grad_v[i];
+          if (has_v) grad_lam += grad_m[i] * kept.v_before[k][i];
+          grad_th += temporal_grad ? grad_v[i] - grad_m[i] : chi ? -grad_m[i] : 0;
+          grad_v[i] = temporal_grad ? lam * grad_m[i] : 0;
         }
-        store(grad_x + t * N + n, grad_m);
-        add_to_slot(sums, t * decay_stride, grad_lam);
+        store(grad_x + row + k * N, grad_m);
+        if (has_v) add_to_slot(sums, t * decay_stride, grad_lam);
         add_to_slot(sums, decay_slots + t * threshold_stride, grad_th);
       }
     };
     if (grad_v_last) load(grad_v_last + n, grad_v);
+    if constexpr (has_v) load(kept_seq + (T - 1) * N + n, v);
     int t = T;
 #pragma unroll 1
     while (t % UNROLL) steps(Count<1>(), --t);

@@ -9,6 +9,7 @@ from ...cuda import loader
 from .reference import empty_kept
 
 SOURCE = Path(__file__).with_name("kernel.cu")
+KEEP = {"": "NOTHING", "v": "V_SEQ", "fired": "FIRED"}
 
 
 def forward(
@@ -23,7 +24,7 @@ def forward(
     scalars = N, len(x_seq), len(decay) > 1, len(threshold) > 1, float(2**spike_bits - 1)
     loader.launch(
         SOURCE,
-        f"empf_forward<{loader.SCALARS[x_seq.dtype]}, {'true' if spike_bits else 'false'}, {V}>",
+        f"empf_forward<{loader.SCALARS[x_seq.dtype]}, {KEEP[keep]}, {'true' if spike_bits else 'false'}, {V}>",
         x_seq.device,
         loader.grid(N),
         (x_seq, v0, decay, threshold, s_seq, v_last, v_seq, fired, *scalars),
@@ -49,10 +50,10 @@ def backward(
     grid = loader.reducing_grid(N, d + len(threshold), v0.device)
     partial = v0.new_empty(grid.blocks, d + len(threshold))
     kept_t = "unsigned char" if kept.dtype == torch.uint8 else "float"
-    scalars = N, len(grad_s), d > 1, len(threshold) > 1, float(temporal_grad)
+    scalars = N, len(grad_s), d > 1, len(threshold) > 1
     loader.launch(
         SOURCE,
-        f"empf_backward<{loader.SCALARS[grad_s.dtype]}, {kept_t}, {V}>",
+        f"empf_backward<{loader.SCALARS[grad_s.dtype]}, {kept_t}, {'true' if temporal_grad else 'false'}, {V}>",
         grad_s.device,
         grid,
         (*arrays, grad_x, grad_v0, partial, *scalars),
