@@ -5,9 +5,10 @@ What a user gets wrong is one line on stderr and exit code 2. PyTorch is importe
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -80,7 +81,7 @@ def show(args: Namespace, _: ArgumentParser) -> None:
     for group in [args.group] if args.group else registry.GROUPS:
         print(group)
         for name in registry.names(group):
-            print(f"  {name:<20}{_paper(group, name)}")
+            print(f"  {name:<22}{_describe(group, name)}")
 
 
 COMMANDS = {"train": train, "eval": evaluate, "export": export, "list": show}
@@ -133,8 +134,20 @@ def _same(config: Recipe, directory: RunDirectory) -> None:
         )
 
 
-def _paper(group: str, name: str) -> str:
+def _describe(group: str, name: str) -> str:
+    """The paper; of a model also its size, built without memory."""
     try:
-        return getattr(registry.get(group, name), "paper", "-")
+        entry = registry.get(group, name)
+        return getattr(entry, "paper", "-") + (_size(entry) if group == "models" else "")
     except Exception as error:  # a third party's package fails in its own way, the list goes on
         return f"cannot be imported: {error}"
+
+
+def _size(model: Callable[[], Any]) -> str:
+    import torch
+
+    from sj_online.analysis import network_cost
+
+    with torch.device("meta"):
+        c = network_cost(model())
+    return f"; {c.parameters:,} parameters, weights packed in {c.packed_bytes / 1e6:.2f} MB"

@@ -1,4 +1,4 @@
-"""Change a network in place: its neurons, its activations."""
+"""Change a network in place: its neurons, its activations, its synapses."""
 
 import inspect
 from collections.abc import Callable, Iterable
@@ -9,7 +9,10 @@ from spikingjelly.activation_based import base, functional, neuron
 from torch import Tensor, nn
 
 from . import registry
+from .layer.replace import quantize_synapses
 from .neuron import QCFS, EMPFNode, LMHNode, OnlineNode
+
+__all__ = ["Swap", "qcfs_to_lmh", "quantize_synapses", "swap_neurons"]
 
 
 class Swap(NamedTuple):

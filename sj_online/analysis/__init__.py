@@ -1,5 +1,6 @@
 """Measurements of gradients, memory and cost."""
 
+from sj_online.analysis.cost import Cost, network_cost, neuron_operations
 from sj_online.analysis.memory import SavedBytes
 
-__all__ = ["SavedBytes"]
+__all__ = ["Cost", "SavedBytes", "network_cost", "neuron_operations"]

@@ -39,7 +39,7 @@ class Cost:
         return self.quantized_weights + self.float_weights + self.norm_parameters + self.neuron_parameters
 
 
-def cost(net: nn.Module) -> Cost:
+def network_cost(net: nn.Module) -> Cost:
     """Count the parameters of a network; it may live on the meta device.
 
     Args:
@@ -48,7 +48,7 @@ def cost(net: nn.Module) -> Cost:
     Example:
         >>> from sj_online.model import hdlif_resnet18
         >>> with torch.device("meta"):
-        ...     c = cost(hdlif_resnet18())
+        ...     c = network_cost(hdlif_resnet18())
         >>> c.quantized_weights, c.float_weights, round(c.paper_bytes / 1e6, 2), round(c.packed_bytes / 1e6, 2)
         (11157504, 6858, 2.82, 1.42)
     """

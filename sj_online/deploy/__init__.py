@@ -1,6 +1,6 @@
 """Packed deployment: one bit per binary weight, two per ternary one, in the file and in memory."""
 
 from sj_online.deploy.file import export, load, read_header
-from sj_online.deploy.fold import fold
+from sj_online.deploy.fold import fold_norms
 
-__all__ = ["export", "fold", "load", "read_header"]
+__all__ = ["export", "fold_norms", "load", "read_header"]

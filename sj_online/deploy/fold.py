@@ -14,7 +14,7 @@ FOLDABLE = (nn.Conv2d, layer.Conv2d, PackedConv2d)
 
 
 @torch.no_grad()
-def fold(net: nn.Module) -> nn.Module:
+def fold_norms(net: nn.Module) -> nn.Module:
     """Fold every batch norm that follows a convolution in an ``nn.Sequential``, and every membrane norm, in place.
 
     A packed convolution stays packed: its scales and its bias take the norm in. The outputs are equal up to rounding,
@@ -30,7 +30,7 @@ def fold(net: nn.Module) -> nn.Module:
         ValueError: ``net`` is in training mode.
 
     Example:
-        >>> fold(nn.Sequential(layer.Conv2d(2, 3, 3), layer.BatchNorm2d(3)).eval())[1]
+        >>> fold_norms(nn.Sequential(layer.Conv2d(2, 3, 3), layer.BatchNorm2d(3)).eval())[1]
         Identity()
     """
     if net.training:

@@ -3,7 +3,7 @@ import torch
 from spikingjelly.activation_based import functional
 
 from sj_online import model
-from sj_online.analysis.cost import cost, neuron_operations
+from sj_online.analysis.cost import network_cost, neuron_operations
 
 # Trainable parameters without the neurons', of the published networks.
 PARAMETERS = [
@@ -55,7 +55,7 @@ HDLIF = [
 @pytest.mark.parametrize(("factory", "kwargs", "expected"), PARAMETERS)
 def test_parameters_are_the_published_networks(factory, kwargs, expected):
     with torch.device("meta"):
-        c = cost(factory(**kwargs))
+        c = network_cost(factory(**kwargs))
     assert c.parameters - c.neuron_parameters == expected
 
 
@@ -64,7 +64,7 @@ def test_parameters_are_the_published_networks(factory, kwargs, expected):
 def test_weights_and_their_bytes_are_the_published_ones(factory, kwargs, counts, paper, packed, synapse):
     with torch.device("meta"):
         net = factory(**kwargs, synapse=synapse)
-    c = cost(net)
+    c = network_cost(net)
     assert (c.quantized_weights, c.float_weights, c.norm_parameters, c.neuron_parameters) == counts
     assert c.parameters == sum(p.numel() for p in net.parameters())
     column = ["binary", "ternary"].index(synapse)
@@ -74,8 +74,8 @@ def test_weights_and_their_bytes_are_the_published_ones(factory, kwargs, counts,
 
 def test_attention_has_six_parameters_and_membrane_norm_counts_with_the_neurons():
     with torch.device("meta"):
-        plain, attentive = cost(model.hdlif_resnet18()), cost(model.hdlif_resnet18(attention="seca1"))
-        normed = cost(model.hdlif_resnet18(membrane_norm=True))
+        plain, attentive = network_cost(model.hdlif_resnet18()), network_cost(model.hdlif_resnet18(attention="seca1"))
+        normed = network_cost(model.hdlif_resnet18(membrane_norm=True))
     assert attentive.float_weights == plain.float_weights + 16 * 6
     assert normed.norm_parameters == plain.norm_parameters
     assert normed.neuron_parameters > plain.neuron_parameters

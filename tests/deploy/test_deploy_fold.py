@@ -3,7 +3,7 @@ import torch
 from spikingjelly.activation_based import functional, layer
 from torch import nn
 
-from sj_online.deploy import export, fold, load
+from sj_online.deploy import export, fold_norms, load
 from sj_online.layer import BinaryConv2d, TernaryConv2d
 from sj_online.neuron import EMPFNode
 
@@ -44,7 +44,7 @@ def run(net, x):
 def test_the_folded_network_computes_the_same_without_any_norm(synapse, step_mode, tmp_path):
     net = trained_net(synapse, step_mode)
     export(net, tmp_path / "net")
-    folded = fold(load(tmp_path / "net", trained_net(synapse, step_mode)))
+    folded = fold_norms(load(tmp_path / "net", trained_net(synapse, step_mode)))
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     assert synapse is layer.Conv2d or folded[3][0].packed.dtype == torch.uint8
     x = torch.randn(3, 4, 2, 7, 7, dtype=torch.float64)
@@ -53,9 +53,9 @@ def test_the_folded_network_computes_the_same_without_any_norm(synapse, step_mod
 
 def test_latent_weights_are_left_alone():
     net = nn.Sequential(BinaryConv2d(2, 3, 3), layer.BatchNorm2d(3)).eval()
-    assert isinstance(fold(net)[1], nn.BatchNorm2d)
+    assert isinstance(fold_norms(net)[1], nn.BatchNorm2d)
 
 
 def test_a_network_in_training_is_refused():
     with pytest.raises(ValueError, match="training mode"):
-        fold(nn.Sequential(layer.Conv2d(2, 3, 3)))
+        fold_norms(nn.Sequential(layer.Conv2d(2, 3, 3)))

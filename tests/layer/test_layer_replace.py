@@ -6,6 +6,7 @@ from spikingjelly.activation_based import functional, layer, neuron
 from spikingjelly.activation_based.model import spiking_resnet
 from torch import nn
 
+from sj_online import convert
 from sj_online.layer import BinaryConv2d, BinaryLinear, ScaledWSConv2d, TernaryConv2d
 from sj_online.layer.replace import quantize_synapses, quantized
 
@@ -50,3 +51,7 @@ def test_keep_takes_names_and_shared_and_standardised_synapses_stay_what_they_ar
     assert quantize_synapses(net, "binary", keep=()) == ["c"] and type(net["c"]) is BinaryLinear
     with pytest.raises(ValueError, match="keep names 'd', but the synapses are a"):
         quantize_synapses(nn.ModuleDict({"a": nn.Linear(2, 2)}), "binary", keep=["d", "first"])
+
+
+def test_it_is_found_among_the_conversions():
+    assert convert.quantize_synapses is quantize_synapses
