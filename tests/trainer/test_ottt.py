@@ -182,22 +182,32 @@ def test_theorem_1_gives_a_descent_direction():
     alpha, lam = 1e-3, 0.5  # a surrogate derivative that is alpha all over, as Assumption 1 has it
     node = neuron.LIFNode(2.0, decay_input=False, v_reset=None, surrogate_function=surrogate.Rect(alpha))
     net = nn.Sequential(nn.Linear(5, 3, bias=False), node).double()
-    feedback: list[Tensor] = []
-    rule = make(OTTT, net, trace_input=True, loss_fn=lambda o, y: (o * feedback.pop(0)).sum() / alpha)
-    met, products = [], []
-    for steps, spread in [(4, 0.1), (8, 0.3), (20, 0.3), (4, 5.0)] * 50:
-        s = (torch.rand(5) + spread * torch.randn(steps, 5)).clamp(0, 1).double()
-        g = (torch.randn(3) + spread * torch.randn(steps, 3)).double()
-        feedback[:] = g
-        (ottt,) = gradients(rule, s[:, None], torch.zeros(1, 3))
+    errors: list[Tensor] = []
+    rule = make(OTTT, net, trace_input=True, loss_fn=lambda o, y: (o * errors.pop(0)).sum() / alpha)
 
-        t = torch.arange(1, steps + 1).double()
-        weights = torch.tril(lam ** (t[:, None] - t)).nan_to_num(0)
+    def sample(s: Tensor, g: Tensor) -> tuple[bool, float]:
+        """Whether the condition holds, and the product of the two gradients (but for a positive factor)."""
+        errors[:] = g
+        (ottt,) = gradients(rule, s[:, None], torch.zeros(1, 3))
+        T = len(s)
+        t = torch.arange(1, T + 1).double()
+        weights = torch.tril(lam ** (t[:, None] - t))
         a = weights @ s / weights.sum(1, keepdim=True)
-        c = lam**t * (1 - lam ** (steps - t)) / (1 - lam**steps)
-        errors, final, lag = g.t() @ (a - a[-1]), g.sum(0).outer(a[-1]), g.t() @ (c[:, None] * a)
-        met.append(bool(errors.norm() < final.norm() - lag.norm()))
-        products.append((ottt * final).sum().item())
-    assert sum(met) > 50
-    assert all(product > 0 for product, small in zip(products, met, strict=True) if small)
-    assert min(products) < 0
+        c = lam**t * (1 - lam ** (T - t)) / (1 - lam**T)
+        epsilon, final, lag = g.t() @ (a - a[-1]), g.sum(0).outer(a[-1]), g.t() @ (c[:, None] * a)
+        return bool(epsilon.norm() < final.norm() - lag.norm()), (ottt * final).sum().item()
+
+    samples = [
+        sample(
+            (torch.rand(5) + spread * torch.randn(T, 5)).clamp(0, 1).double(),
+            (torch.randn(3) + spread * torch.randn(T, 3)).double(),
+        )
+        for T, spread in [(4, 0.1), (8, 0.3), (20, 0.3)] * 15
+    ]
+    assert sum(met for met, _ in samples) > 15
+    assert all(product > 0 for met, product in samples if met)
+
+    falling = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0]).double()[:, None].expand(5, 5)
+    late = torch.tensor([0.0, 0.0, 1.0, 0.0, -1.5]).double()[:, None].expand(5, 3)
+    met, product = sample(falling, late)
+    assert not met and product < 0
