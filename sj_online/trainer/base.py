@@ -185,12 +185,16 @@ class Rule:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
 
+    def table(self) -> str:
+        """The synapses of the network, a line each."""
+        return check.table(self.net)
+
     def __repr__(self) -> str:
         """The rule and the synapses that it found."""
         kind = "exact" if self.exact else "approximate"
         horizon = "all steps" if self.horizon is None else f"{self.horizon} step{'s' * (self.horizon > 1)}"
         head = f"{type(self).__name__} ({self.paper}; {kind}; horizon {horizon}; update per {self.update}"
-        return f"{head}; loss {self.step_scale} over steps)\n{check.table(self.net)}"
+        return f"{head}; loss {self.step_scale} over steps)\n{self.table()}"
 
 
 class Total:
@@ -215,9 +219,13 @@ class Total:
 
 
 def run_steps(net: nn.Module, x: Sequence, steps: range) -> Tensor:
-    """Run a network over steps of its input; returns ``[k, N, classes]``."""
+    """Run a network over steps of its input; returns ``[k, N, classes]``.
+
+    The host's multi-step-only models average over their steps: each step then has the mean as its output.
+    """
     if check.step_mode(net) == "m":
-        return net(x.window(steps))
+        output = net(x.window(steps))
+        return output if output.dim() > 2 else output.expand(len(steps), *output.shape)
     return torch.stack([net(x[t]) for t in steps])
 
 
