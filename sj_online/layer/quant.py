@@ -88,6 +88,7 @@ class BinaryConv2d(_Binary, QuantConv2d):
     weight decay acts on.
 
     Example:
+        >>> import torch
         >>> conv = BinaryConv2d(3, 8, kernel_size=3, padding=1, step_mode="m")
         >>> conv(torch.rand(4, 2, 3, 16, 16)).shape
         torch.Size([4, 2, 8, 16, 16])
@@ -98,6 +99,7 @@ class BinaryLinear(_Binary, QuantLinear):
     """Linear layer with one bit per weight and one scale per output feature, see :class:`BinaryConv2d`.
 
     Example:
+        >>> import torch
         >>> BinaryLinear(16, 4)(torch.rand(2, 16)).shape
         torch.Size([2, 4])
     """
@@ -109,6 +111,7 @@ class TernaryConv2d(_Ternary, QuantConv2d):
     Args and shapes as :class:`BinaryConv2d`.
 
     Example:
+        >>> import torch
         >>> TernaryConv2d(3, 8, kernel_size=3, padding=1)(torch.rand(2, 3, 16, 16)).shape
         torch.Size([2, 8, 16, 16])
     """
@@ -118,6 +121,7 @@ class TernaryLinear(_Ternary, QuantLinear):
     """Linear layer with weights in {-a, 0, a}, see :class:`TernaryConv2d`.
 
     Example:
+        >>> import torch
         >>> TernaryLinear(16, 4)(torch.rand(2, 16)).shape
         torch.Size([2, 4])
     """

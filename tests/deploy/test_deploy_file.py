@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
-from sj_online import registry
+from sj_online import model, registry
 from sj_online.deploy import export, load, read_header
 from sj_online.layer import BinaryConv2d, BinaryLinear
 from sj_online.layer.quant import QuantConv2d, QuantLinear
@@ -80,15 +80,20 @@ def test_multi_step_and_double_precision_survive(net, tmp_path):
         assert torch.equal(loaded(x), net(x))
 
 
-def test_the_file_is_within_the_bound(tmp_path):
-    net = small_net(width=64)
-    export(net, tmp_path / "net", model=None)
+@pytest.mark.parametrize(
+    ("factory", "times_smaller"), [(lambda: model.hdlif_resnet18(100), 26), (lambda: model.small_vgg(), 5)]
+)
+def test_the_file_is_within_the_bound(factory, times_smaller, tmp_path):
+    net = factory()
+    export(net, tmp_path / "net")
+    binary = {f"{name}.weight": m.weight for name, m in net.named_modules() if isinstance(m, BinaryConv2d)}
     state = net.state_dict()
-    binary = [net[3], net[7]]
     bound = 4096 + 128 * (len(state) + len(binary))
-    bound += sum(layer.weight.numel() / 8 + 4 * layer.weight.shape[0] for layer in binary)
-    bound += sum(t.nbytes for name, t in state.items() if name not in ("3.weight", "7.weight"))
-    assert (tmp_path / "net").stat().st_size <= bound
+    bound += sum(weight.numel() / 8 + 4 * len(weight) for weight in binary.values())
+    bound += sum(tensor.nbytes for name, tensor in state.items() if name not in binary)
+    size = (tmp_path / "net").stat().st_size
+    assert size <= bound
+    assert sum(tensor.nbytes for tensor in state.values()) / size >= times_smaller
 
 
 def rewrite(path, change):
