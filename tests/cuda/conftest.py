@@ -15,6 +15,7 @@ import torch
 
 from sj_online.cuda import loader
 from sj_online.neuron.empf import kernel as empf_kernel
+from sj_online.neuron.lmh import kernel as lmh_kernel
 
 HERE = Path(__file__).parent
 SCALARS = tuple(loader.SCALARS.values())
@@ -31,6 +32,7 @@ INSTANCES = {
         *instances_of("empf_forward", empf_kernel.KEEP.values(), BOOLS),
         *instances_of("empf_backward", ("float", "unsigned char"), BOOLS),
     ],
+    lmh_kernel.SOURCE: [*instances_of("lmh_forward", BOOLS), *instances_of("lmh_backward", BOOLS)],
 }
 """Every kernel with every combination of its flags."""
 
