@@ -62,7 +62,7 @@ class EMPFNode(OnlineNode):
         for name, value in (("decay", decay), ("threshold", threshold)):
             if not 0 < value < 1:
                 raise ValueError(f"{name}={value!r} is not inside the open interval (0, 1)")
-        if membrane_norm is not None and (membrane_norm < 1 or parallel):
+        if membrane_norm is not None and (type(membrane_norm) is not int or membrane_norm < 1 or parallel):
             raise ValueError(
                 f"membrane_norm={membrane_norm!r}, parallel={parallel!r}: membrane_norm is None or a number of channels"
                 " of at least 1, and None if parallel, where there is no membrane"
