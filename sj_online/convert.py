@@ -128,7 +128,7 @@ def _leak(node: neuron.BaseNode) -> float | None:
     """The share of v that is left after a step, where one number says it."""
     if isinstance(node, OnlineNode):
         leak = node.leak(0) if node.num_steps is None else None
-        return None if leak is None else float(leak)
+        return leak.item() if isinstance(leak, Tensor) else leak
     if isinstance(node, neuron.ParametricLIFNode):
         return 1 - node.w.sigmoid().item()
     if isinstance(node, neuron.IFNode):

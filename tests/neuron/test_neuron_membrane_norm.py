@@ -15,7 +15,7 @@ def trained(cls=EMPFNode, num_steps=T, **kwargs):
     with torch.no_grad():
         for p in node.parameters():
             p.normal_()
-        for norm in node.membrane_norm:
+        for norm in node.membrane_norm or ():
             norm.running_mean.normal_()
             norm.running_var.uniform_(0.5, 2)
     return node

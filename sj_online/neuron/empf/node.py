@@ -81,9 +81,9 @@ class EMPFNode(OnlineNode):
         if not parallel:
             self._add_raw("decay", logit(decay), learnable)
         self._add_raw("threshold", logit(threshold), learnable)
-        self.membrane_norm = nn.ModuleList()
+        self.membrane_norm: nn.ModuleList | None = None
         if membrane_norm is not None:
-            self.membrane_norm.extend(_MembraneNorm(membrane_norm) for _ in range(num_steps or 1))
+            self.membrane_norm = nn.ModuleList(_MembraneNorm(membrane_norm) for _ in range(num_steps or 1))
             self._add_raw("alpha", 0.0, learnable)
             self._add_raw("beta", 0.0, learnable)
             self.backend = backend  # again, as there is no kernel for it
@@ -91,7 +91,7 @@ class EMPFNode(OnlineNode):
     @property
     def supported_backends(self) -> tuple[str, ...]:
         """What ``backend`` may be: with membrane_norm not ``'cupy'``."""
-        return ("torch", "auto") if self._modules.get("membrane_norm") else BACKENDS
+        return ("torch", "auto") if getattr(self, "membrane_norm", None) else BACKENDS
 
     @property
     def decay(self) -> Tensor:
