@@ -1,5 +1,6 @@
 """The neurons of the papers, on SpikingJelly's contract."""
 
+from . import host
 from .base import OnlineNode, set_backend
 from .empf.fold import fold_membrane_norm
 from .empf.node import EMPFNode
@@ -8,3 +9,5 @@ from .lmh.node import LMHNode
 from .qcfs import QCFS
 
 __all__ = ["EMPFNode", "HDLIFNode", "LMHNode", "OnlineNode", "QCFS", "fold_membrane_norm", "set_backend"]
+
+host.register()
