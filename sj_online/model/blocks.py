@@ -152,11 +152,13 @@ class Scale(nn.Module):
         return f"{self.factor:g}"
 
 
-def stem(parts: Parts, in_channels: int, width: int, *, imagenet: bool, pool: type[nn.Module]) -> nn.Sequential:
-    """The first convolution, with float weights: 3x3, or for ImageNet 7x7 of stride 2 and a pool of stride 2."""
+def stem(
+    parts: Parts, in_channels: int, width: int, *, imagenet: bool, pool: type[nn.Module], float_weights: bool = True
+) -> nn.Sequential:
+    """The first convolution and norm: 3x3, or for ImageNet 7x7 of stride 2, behind it a pool of stride 2."""
     if not imagenet:
-        return parts.conv_norm(in_channels, width, stem=True)
-    return nn.Sequential(parts.conv_norm(in_channels, width, 7, 2, stem=True), pool(3, 2, 1))
+        return parts.conv_norm(in_channels, width, stem=float_weights)
+    return nn.Sequential(parts.conv_norm(in_channels, width, 7, 2, stem=float_weights), pool(3, 2, 1))
 
 
 def stages(

@@ -13,6 +13,8 @@ from sj_online.model.blocks import NeuronFactory, Parts, Residual
 
 PARALLEL = {"none": (False, False), "half": (False, True), "all": (True, True)}
 ATTENTION = {"none": 0, "seca1": 1, "seca2": 2}
+EVENTS = 2
+"""Channels of events; images have another number."""
 
 
 def _node(
@@ -75,7 +77,8 @@ def hdlif_resnet(
 ) -> nn.Sequential:
     """Pre-activation ResNet of EM-PF and HD-LIF (EM-PF, Fig. 3): no neuron behind the stem and before the readout.
 
-    The stem and the readout have float weights, all other convolutions quantised ones.
+    The readout has float weights, and so has the stem if it sees images, not events (two channels); all other
+    convolutions have quantised ones.
 
     Args:
         num_classes: outputs of the readout.
@@ -114,7 +117,9 @@ def hdlif_resnet(
         readout.extend([node(None, parallel=first), layer.Linear(units, num_classes)])
     return blocks.network(
         step_mode,
-        blocks.stem(parts, in_channels, width, imagenet=imagenet, pool=layer.MaxPool2d),
+        blocks.stem(
+            parts, in_channels, width, imagenet=imagenet, pool=layer.MaxPool2d, float_weights=in_channels != EVENTS
+        ),
         blocks.stages(block, width, widths, depths),
         readout,
     )
@@ -169,7 +174,7 @@ def hdlif_vgg(
 
     def unit(channels: int, out_channels: int, first: bool) -> Iterable[nn.Module]:
         seca = [SECA()] if attention else []
-        stem = first and in_channels != 2
+        stem = first and in_channels != EVENTS
         return [parts.conv_norm(channels, out_channels, stem=stem), *seca, node(out_channels, parallel=parallel)]
 
     plan = blocks.widen(plan, width)

@@ -13,7 +13,7 @@ def small_vgg(
     num_classes: int = 10,
     in_channels: int = 1,
     num_steps: int | None = 4,
-    widths: Sequence[Sequence[int]] = ((32,), (64, 64)),
+    widths: Sequence[Sequence[int]] = ((32,), (64,), (128,)),
 ) -> nn.Sequential:
     """Stages of 3x3 convolution, batch norm and EM-PF neuron, each stage ending in an average pool, and a readout.
 

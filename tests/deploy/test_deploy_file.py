@@ -4,20 +4,21 @@ from importlib.metadata import EntryPoint
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
 from sj_online import model, registry
 from sj_online.deploy import export, load, read_header
-from sj_online.layer import BinaryConv2d, BinaryLinear
+from sj_online.layer import BinaryConv2d, BinaryLinear, TernaryConv2d
 from sj_online.layer.quant import QuantConv2d, QuantLinear
 
 
 def small_net(width=6, classes=5):
-    """Binary convolution and linear layer at sizes that no byte divides, BN, spikes, a full-precision readout."""
+    """Binary and ternary synapses at sizes that no byte divides, BN, spikes, a full-precision readout."""
     return nn.Sequential(
-        layer.Conv2d(2, width, 3, padding=1),
+        TernaryConv2d(2, width, 3, padding=1),
         layer.BatchNorm2d(width),
         neuron.LIFNode(v_threshold=0.2, detach_reset=True),
         BinaryConv2d(width, 7, 3, padding=1, bias=True),
@@ -58,7 +59,7 @@ def test_the_loaded_network_has_the_bits_and_the_same_logits(net, tmp_path):
 
     loaded = load(path)
     assert not loaded.training and loaded[3].packed.dtype == torch.uint8
-    assert not {"3.weight", "7.weight"} & set(loaded.state_dict())
+    assert not {"0.weight", "3.weight", "7.weight"} & set(loaded.state_dict())
     x = torch.randn(4, 3, 2, 5, 5)
     expected = steps(net, x)
     assert torch.equal(steps(loaded, x), expected)
@@ -120,11 +121,12 @@ def rewrite(path, change):
         (lambda h: h["packed"]["3"].update(shape=[-7, -54]), "'3'"),
         (lambda h: h["packed"].update({"9": h["packed"]["3"]}), "9.packed"),
         (lambda h: h["packed"].pop("3"), "3.packed"),
+        (lambda h: h["packed"]["0"].update(bits=1), "0.packed"),
         (lambda h: h.update(model="other"), "other"),
         (lambda h: h.update(model=None), "names no model"),
         (lambda h: h["kwargs"].update(depth=3), "depth"),
         (lambda h: h["kwargs"].update(classes=9), "tensor '8"),
-        (lambda h: h["kwargs"].update(width=8), "synapse '3'"),
+        (lambda h: h["kwargs"].update(width=8), "synapse '0'"),
     ],
 )
 def test_a_header_that_does_not_match_is_one_clear_line(net, tmp_path, change, message):
@@ -134,6 +136,16 @@ def test_a_header_that_does_not_match_is_one_clear_line(net, tmp_path, change, m
     with pytest.raises(ValueError, match=message) as error:
         load(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_code_that_is_not_ternary_is_refused(net, tmp_path):
+    export(net, tmp_path / "net")
+    with safe_open(tmp_path / "net", "pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    tensors["0.packed"][3] |= 0b1100
+    save_file(tensors, tmp_path / "net", metadata)
+    with pytest.raises(ValueError, match="'0.packed' holds a code that is not ternary"):
+        load(tmp_path / "net", small_net(classes=4))
 
 
 def test_truncated_foreign_and_missing_files_are_one_clear_line(net, tmp_path):

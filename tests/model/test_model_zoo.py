@@ -99,7 +99,8 @@ def test_one_training_step_under_every_rule_that_admits_the_network(name, option
     net, x = build(name, options)
     y = torch.arange(N)
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
-    one_leak = not any(isinstance(m, OnlineNode) and m.leak(0) is None for m in net.modules())
+    leaks = [m.leak(0) for m in net.modules() if isinstance(m, OnlineNode)]
+    one_leak = None not in leaks and len({leak if isinstance(leak, float) else leak.item() for leak in leaks}) <= 1
     for trainer in registry.names("trainers"):
         learnt = set()
 
@@ -111,11 +112,12 @@ def test_one_training_step_under_every_rule_that_admits_the_network(name, option
         rule = registry.get("trainers", trainer)(
             net, optimizer, num_steps=None if x.dim() == 5 else T, before_step=check
         )
-        if trainer == "ottt" and not one_leak:
-            with pytest.raises(ValueError, match="trace_decay"):
-                rule.train_step(x, y)
+        try:
+            loss = rule.train_step(x, y).loss
+        except ValueError as error:  # no single leak behind a synapse, OTTT asks for it
+            assert trainer == "ottt" and "trace_decay" in str(error) and not one_leak
             continue
-        assert rule.train_step(x, y).loss.isfinite()
+        assert loss.isfinite()
         # Random back-propagation learns one step, whose own membrane norm or feedback the others do not share.
         assert trainer == "random_bp" or learnt == set(net.parameters())
         rule.close()
@@ -135,19 +137,21 @@ def test_ottt_vgg_is_the_hosts():
     assert expected.std() > 0 and torch.equal(outputs(ours, x, "s"), expected)
 
 
-def test_the_stem_of_images_and_the_readout_keep_float_weights_and_events_do_not():
+@pytest.mark.parametrize(
+    ("name", "options", "floats"),
+    [
+        ("hdlif_resnet18", {}, 1),
+        ("hdlif_resnet18", {"in_channels": 2}, 0),
+        ("hdlif_vgg13", {}, 1),
+        ("hdlif_vgg_snn", {}, 0),
+        ("stol_sew_resnet34", {"synapse": "ternary"}, 1),
+    ],
+)
+def test_the_stem_has_float_weights_for_images_and_not_for_events(name, options, floats):
     with torch.device("meta"):
-        floats = {
-            name: [
-                m for m in registry.get("models", name)().modules() if type(m) in (nn.Conv2d, model.blocks.layer.Conv2d)
-            ]
-            for name in ("hdlif_resnet18", "hdlif_vgg13", "hdlif_vgg_snn")
-        }
-    assert {name: len(convs) for name, convs in floats.items()} == {
-        "hdlif_resnet18": 1,
-        "hdlif_vgg13": 1,
-        "hdlif_vgg_snn": 0,
-    }
+        net = registry.get("models", name)(**options)
+    convs = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
+    assert sum(not isinstance(conv, QuantConv2d) for conv in convs) == floats
 
 
 def test_feedback_acts_from_the_second_step_on():
