@@ -1,0 +1,87 @@
+"""Imports point down only."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "sj_online"
+NETWORK = {"layer", "neuron"}
+# What each part may import, besides itself, the registry and the losses.
+MAY_IMPORT = {
+    "registry": set(),
+    "loss": set(),
+    "cuda": set(),
+    "data": set(),
+    "recipe": set(),
+    "rundir": {"recipe"},
+    "layer": set(),
+    "neuron": {"layer", "cuda"},
+    "model": NETWORK,
+    "convert": NETWORK,
+    "trainer": NETWORK,
+    "deploy": NETWORK,
+    "analysis": NETWORK,
+    "testing": NETWORK | {"trainer", "analysis"},
+    "session": NETWORK | {"trainer", "analysis", "deploy", "data", "recipe", "rundir"},
+    "run": NETWORK | {"trainer", "analysis", "deploy", "data", "recipe", "rundir", "session"},
+    "cli": NETWORK | {"trainer", "analysis", "deploy", "data", "recipe", "rundir", "session", "run"},
+}
+
+
+def imported(source: str, module: list[str]) -> set[str]:
+    """The modules of this package that a module imports anywhere, without the package's name."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(["sj_online", *module[: len(module) - node.level]]) if node.level else ""
+            base = ".".join(part for part in (base, node.module) if part)
+            found |= {f"{base}.{alias.name}" for alias in node.names}
+    return {name.removeprefix("sj_online.") for name in found if name.startswith("sj_online.")}
+
+
+def upward(source: str, module: list[str]) -> set[str]:
+    allowed = {module[0], *MAY_IMPORT[module[0]], "registry", "loss"}
+    return {name for name in imported(source, module) if name.split(".")[0] not in allowed}
+
+
+MODULES = {path: [*path.relative_to(PACKAGE).parts[:-1], path.stem] for path in PACKAGE.rglob("*.py")}
+del MODULES[PACKAGE / "__init__.py"]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: ".".join(MODULES[path]))
+def test_imports_point_down(path):
+    assert upward(path.read_text(), MODULES[path]) == set()
+
+
+def test_an_upward_import_is_seen():
+    assert upward("from sj_online.run import train", ["layer", "quant"]) == {"run.train"}
+    assert upward("from ..trainer import SLTT", ["deploy", "file"]) == {"trainer.SLTT"}
+    assert upward("def f():\n    import sj_online.model.lmh", ["trainer", "base"]) == {"model.lmh"}
+    assert upward("from ..layer import SECA\nfrom . import base", ["neuron", "hdlif"]) == set()
+
+
+def test_the_deployed_runtime_needs_no_training_code():
+    assert imported((PACKAGE / "deploy/runtime.py").read_text(), ["deploy", "runtime"]) <= {
+        "deploy.pack.packed_size",
+        "deploy.pack.unpack",
+    }
+
+
+def modules_after(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print(*sys.modules)"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_importing_the_package_imports_no_device_library_and_no_data():
+    loaded = modules_after("import sj_online, sj_online.neuron, sj_online.layer, sj_online.trainer")
+    assert "torch" in loaded
+    assert not loaded & {"cupy", "sklearn", "torchvision.datasets", "spikingjelly.datasets", "sj_online.data"}
+
+
+def test_the_command_line_answers_without_torch():
+    assert not modules_after("import sj_online, sj_online.cli") & {"torch", "spikingjelly", "lightning_fabric"}
