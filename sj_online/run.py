@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,12 @@ def train(config: Recipe, out: str | Path, *, resume: bool = False) -> dict[str,
     """
     session, directory, progress = Session(config), RunDirectory(out), Progress()
     fabric, last = session.fabric, directory.checkpoint("last")
+    say = partial(fabric.print, flush=True)
     with _claimed(fabric, directory, config, resume):
         if resume and last.exists():
             progress = Progress(**session.load(last, training=True))
-            fabric.print(f"resuming after epoch {progress.epoch}")
-        fabric.print(_headline(session, directory))
+            say(f"resuming after epoch {progress.epoch}")
+        say(_headline(session, directory))
         if fabric.is_global_zero:
             directory.keep_epochs(progress.epoch)
         while progress.epoch < config.train.epochs:
@@ -67,7 +69,7 @@ def train(config: Recipe, out: str | Path, *, resume: bool = False) -> dict[str,
             progress.train_seconds += metrics["seconds"]
             if fabric.is_global_zero:
                 directory.log(metrics)
-            fabric.print(_line(config, metrics))
+            say(_line(config, metrics))
             if metrics["val_accuracy"] > progress.best_val_accuracy:
                 progress.best_epoch, progress.best_val_accuracy = progress.epoch, metrics["val_accuracy"]
                 session.save(directory.checkpoint("best"), asdict(progress))
@@ -75,7 +77,7 @@ def train(config: Recipe, out: str | Path, *, resume: bool = False) -> dict[str,
         summary = _summary(session, progress)
         if fabric.is_global_zero:
             directory.finish(summary)
-    fabric.print(
+    say(
         f"test accuracy {summary['test_accuracy']:.4f} ({len(session.splits.test)} images) after "
         f"{summary['train_seconds']:.1f} s; peak memory {_size(summary['peak_memory_bytes'])}, of which "
         f"{_size(summary['saved_bytes'])} saved for backward"

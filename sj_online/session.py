@@ -1,5 +1,6 @@
 """The parts of a run: data, network, optimizer and rule as a recipe names them, on Lightning Fabric."""
 
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -152,7 +153,8 @@ class Session:
         if not path.is_file():
             raise ValueError(f"there is no checkpoint {path}")
         try:
-            state = self.fabric.load(path, weights_only=True)
+            with warnings.catch_warnings(action="ignore"):
+                state = self.fabric.load(path, weights_only=True)
             self.net.load_state_dict(state["net"])
             if training:
                 self.optimizer.load_state_dict(state["optimizer"])

@@ -202,6 +202,8 @@ def from_dict(values: Any, origin: str) -> Recipe:
         3
     """
     try:
+        if not isinstance(values, dict):
+            raise ValueError(f"{values!r} is not a table of keys and values")
         reader = parser()
         return build(reader, reader.parse_object(values))
     except (ArgumentError, ValueError, TypeError) as error:
