@@ -147,7 +147,8 @@ class EMPFNode(OnlineNode):
             return s_seq.to(x_seq.dtype), (v, *clock), v.expand_as(x_seq)
         learns = torch.is_grad_enabled()
         keep = "v" if self.store_v_seq or (learns and decay.requires_grad) else "fired" if learns else ""
-        s_seq, v_last, v_seq = empf(x_seq, v, decay, threshold, self.spike_bits, keep, self.temporal_grad, backend)
+        x_seq, v0 = x_seq.contiguous(), v.contiguous()  # so that every backend and the compiler agree on all strides
+        s_seq, v_last, v_seq = empf(x_seq, v0, decay, threshold, self.spike_bits, keep, self.temporal_grad, backend)
         if self.parallel:
             return s_seq, (v, *clock), v.expand_as(x_seq)
         return s_seq, (v_last, *clock), v_seq

@@ -133,9 +133,9 @@ class LMHNode(OnlineNode):
         v, v_d, steps = states[0], states[1], x_seq.shape[0]
         t, clock = self._clock(states, steps)
         o_seq, v_d, v, _, v_seq = lmh(
-            x_seq,
-            v_d,
-            v,
+            x_seq.contiguous(),
+            v_d.contiguous(),
+            v.contiguous(),
             self._factors(t, steps, v.dtype),
             self.v_threshold,
             self.surrogate_function.alpha,

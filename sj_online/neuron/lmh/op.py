@@ -99,7 +99,7 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     v_d0, v_s0, v_d_seq, v_s_seq, factors = ctx.saved_tensors
     grad_o, grad_v_d_last, grad_v_s_last, _, grad_v_s_seq = grads
     grad_inputs = lmh_backward(
-        torch.zeros_like(v_d_seq, dtype=ctx.x_dtype) if grad_o is None else grad_o,
+        torch.zeros_like(v_d_seq, dtype=ctx.x_dtype) if grad_o is None else grad_o.contiguous(),
         torch.zeros_like(v_d0) if grad_v_d_last is None else grad_v_d_last,
         torch.zeros_like(v_s0) if grad_v_s_last is None else grad_v_s_last,
         v_d0.new_empty(0) if grad_v_s_seq is None else grad_v_s_seq,
