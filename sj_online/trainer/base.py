@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from spikingjelly.activation_based import functional
+from spikingjelly.activation_based import base, functional
 from torch import Tensor, nn
 
 from sj_online.loss import Loss, window_loss
@@ -80,7 +80,7 @@ class Rule:
         self.step_scale = step_scale
         self.backward = backward or Tensor.backward
         self.before_step = before_step or (lambda: None)
-        check.network(net, self.horizon)
+        check.network(net, self.horizon, self.stride)
         parallel.broadcast(net)
 
     @property
@@ -88,9 +88,14 @@ class Rule:
         """The number of steps in one graph; None for all of them."""
         return 1
 
+    @property
+    def stride(self) -> int | None:
+        """The number of steps by which the window moves, and of outputs with a loss in it; None for all of them."""
+        return self.horizon
+
     def windows(self, T: int) -> Iterator[tuple[range, bool]]:
         """The windows of steps in their order, and whether each learns."""
-        k = self.horizon or T
+        k = self.stride or T
         for start in range(0, T, k):
             yield range(start, min(start + k, T)), True
 
@@ -101,6 +106,10 @@ class Rule:
     def scale(self, k: int, T: int) -> float:
         """The weight of the mean loss of k steps."""
         return k / T if self.step_scale == "mean" else float(k)
+
+    def penalty(self) -> Tensor | float:
+        """What is added to the scaled loss of every window."""
+        return 0.0
 
     def installed(self) -> AbstractContextManager[Any]:
         """What the rule puts into the network for the time of a sequence."""
@@ -117,13 +126,13 @@ class Rule:
                         outputs = self.forward(frames, steps)
                         loss = window_loss(self.loss_fn, outputs, y)
                     if learns:
-                        self.backward(loss * self.scale(len(outputs), frames.T))
-                    functional.detach_net(self.net)
+                        self.backward(loss * self.scale(len(outputs), frames.T) + self.penalty())
+                    detach(self.net)
                     # Inside autocast the casts of the weights are cached, with their graph, until the weights change.
                     torch.clear_autocast_cache()
                     yield Window(steps, loss.detach(), outputs.detach(), learns)
         finally:
-            functional.detach_net(self.net)
+            detach(self.net)
 
     def gradients(self, x: Tensor, y: Tensor) -> Iterator[Window]:
         """Leave ``.grad`` filled, window by window; gradients are added to what is there and never zeroed.
@@ -227,6 +236,13 @@ def run_steps(net: nn.Module, x: Sequence, steps: range) -> Tensor:
         output = net(x.window(steps))
         return output if output.dim() > 2 else output.expand(len(steps), *output.shape)
     return torch.stack([net(x[t]) for t in steps])
+
+
+def detach(net: nn.Module) -> None:
+    """Cut the states from their graph; some states are views of a sequence, which the host detaches in place."""
+    states = base.extract_memories(net)
+    base.load_memories(net, [state.detach() if isinstance(state, Tensor) else state for state in states])
+    functional.detach_net(net)
 
 
 @contextmanager

@@ -43,12 +43,12 @@ def at_least_one(name: str, value: int | None) -> None:
         raise ValueError(f"{name}={value!r} is not a whole number of at least 1")
 
 
-def network(net: nn.Module, horizon: int | None) -> None:
-    """Raise, naming the module, where a rule with this horizon cannot train ``net``."""
+def network(net: nn.Module, horizon: int | None, stride: int | None) -> None:
+    """Raise, naming the module, where a rule with this horizon and stride cannot train ``net``."""
     for name, module in net.named_modules():
         if isinstance(module, neuron.OTTTLIFNode):
             raise ValueError(f"{name!r} is an OTTTLIFNode, which returns a list: use LIFNode, the rule keeps the trace")
-        if horizon == 1 and isinstance(module, MIXES_TIME):
+        if stride == 1 and isinstance(module, MIXES_TIME):
             raise ValueError(
                 f"{name!r} ({type(module).__name__}) mixes the steps of a sequence, but this rule runs one step at a "
                 "time: use a layer that works step by step (BatchNorm2d), or TimeSlicing or BPTT"
