@@ -94,7 +94,7 @@ class Trace(TorchFunctionMode):
         if self.weight:
             # In half precision every step would round the trace.
             full = s.detach().to(torch.promote_types(s.dtype, torch.float32))
-            a = full if a is None else a + full
+            a = full if a is None else a.add_(full)  # begin() has made a tensor of its own
         if self.bias:
             a_b = s.new_ones((), dtype=torch.float32) if a_b is None else a_b + 1
         self.uses[self.use : self.use + 1] = [(a, a_b)]

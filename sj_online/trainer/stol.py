@@ -1,0 +1,123 @@
+"""Each step's loss through the last k steps, with their states and the weights of the present."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
+
+from sj_online.loss import Loss
+from sj_online.trainer import check
+from sj_online.trainer.base import Rule
+from sj_online.trainer.horizon import History
+from sj_online.trainer.sequence import Sequence
+
+
+class STOL(Rule):
+    r"""Spatio-temporal online learning: each loss goes back through its step and the one before (STOL, Alg. 1).
+
+    With :math:`u` and :math:`s` as they were, the present weights :math:`w`, and :math:`\theta = H'(u - V_{th})`:
+
+    .. math::
+        \delta_t^l &= (w^{l+1})^T \delta_t^{l+1} \theta_t^l, \\
+        \delta_{t-1}^l &= (w^{l+1})^T \delta_{t-1}^{l+1} \theta_{t-1}^l
+            + \delta_t^l \, \partial u_t^l / \partial u_{t-1}^l, \\
+        \nabla w^l &= \delta_t^l (s_t^{l-1})^T + \delta_{t-1}^l (s_{t-1}^{l-1})^T.
+
+    The readout of step t - 1 has no loss. With ``horizon=T`` and ``update='sequence'`` this is backpropagation through
+    time of the summed loss; with ``horizon=1`` it is SLTT. It needs no special neuron: a step that is run again gives
+    every neuron the current that it had then (a neuron's own learnable parameters are those of the present), the random
+    numbers too, and neither running statistics nor the host's monitors and counters see it a second time.
+
+    Args:
+        net: see :class:`~sj_online.trainer.base.Rule`, as the arguments not named here.
+        optimizer: see there.
+        horizon: k, the number of steps in one graph.
+        first_history: the authors' code runs a history of zero input before the first step, which gives biases and
+            batch normalisation a gradient that belongs to no step; True for that.
+        history_statistics: their batch normalisation counts every step twice into its running statistics; True for
+            that.
+        spatial_history: False for their ablation without spatial history: the past reaches a layer through the
+            potentials of its own neurons only.
+
+    Raises:
+        ValueError: an argument out of range, or a network that the host's ``memopt`` has wrapped.
+
+    Example:
+        >>> from spikingjelly.activation_based import layer, neuron
+        >>> net = nn.Sequential(layer.Linear(8, 4), neuron.LIFNode(), layer.Linear(4, 3))
+        >>> rule = STOL(net, torch.optim.SGD(net.parameters(), lr=0.1))
+        >>> rule.train_step(torch.rand(6, 2, 8), torch.tensor([0, 2])).output.shape
+        torch.Size([2, 3])
+    """
+
+    paper = "STOL (Xue et al.)"
+    exact = False
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        horizon: int = 2,
+        *,
+        first_history: bool = False,
+        history_statistics: bool = False,
+        spatial_history: bool = True,
+        loss_fn: Loss = F.cross_entropy,
+        num_steps: int | None = None,
+        update: str = "step",
+        step_scale: str = "sum",
+        backward: Callable[[Tensor], None] | None = None,
+        before_step: Callable[[], bool | None] | None = None,
+    ) -> None:
+        check.at_least_one("horizon", horizon)
+        self._horizon = horizon
+        super().__init__(
+            net,
+            optimizer,
+            loss_fn=loss_fn,
+            num_steps=num_steps,
+            update=update,
+            step_scale=step_scale,
+            backward=backward,
+            before_step=before_step,
+        )
+        for name, module in net.named_modules():
+            if isinstance(module, CheckpointWrapper):
+                raise ValueError(
+                    f"{name!r} is run again in backward (memopt), where STOL cannot give it its past currents"
+                )
+        self.first_history = first_history
+        self.history_statistics = history_statistics
+        self.spatial_history = spatial_history
+
+    @property
+    def horizon(self) -> int:
+        """The steps in one graph."""
+        return self._horizon
+
+    @property
+    def stride(self) -> int:
+        """One step."""
+        return 1
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """The steps that are kept live as long as the sequence."""
+        self._history = History(
+            self.net,
+            self.horizon - 1,
+            first=self.first_history,
+            statistics=self.history_statistics,
+            spatial=self.spatial_history,
+        )
+        try:
+            yield
+        finally:
+            del self._history
+
+    def forward(self, x: Sequence, steps: range) -> Tensor:
+        """The step, and in its graph those before it."""
+        return self._history.run(x, steps)
