@@ -1,0 +1,48 @@
+"""What README shows is what runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sj_online import cli, registry
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_blocks_run(tmp_path, monkeypatch, code):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_ci_runs_the_test_command():
+    setup, train = (block for block in blocks("bash")[:2])
+    assert "sj-online train --out runs/digits" in setup
+    venv, install, pytest_ = train.strip().split(" && ")
+    script = (ROOT / ".ci/run").read_text().replace("install -q", "install")
+    assert f"{venv} && {install}\n" in script
+    assert script.endswith(f"{pytest_}\n")
+
+
+@pytest.mark.parametrize("line", blocks("bash")[2].splitlines())
+def test_commands_are_understood(tmp_path, monkeypatch, line):
+    """The options exist; nothing is run."""
+    monkeypatch.chdir(tmp_path)
+    called = []
+    monkeypatch.setattr(cli, "COMMANDS", {name: lambda args, _: called.append(args) for name in cli.COMMANDS})
+    arguments = [word.strip("'") for word in line.split("#")[0].split()]
+    assert arguments.pop(0) == "sj-online"
+    assert cli.main(arguments) == 0
+    assert called
+
+
+def test_rules_and_neurons_are_in_the_tables():
+    for group in ("trainers", "neurons"):
+        for name in registry.names(group):
+            assert f"`{registry.get(group, name).__name__}" in README
