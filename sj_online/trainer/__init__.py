@@ -2,6 +2,7 @@
 
 from sj_online.trainer.base import Result, Rule, Window
 from sj_online.trainer.bptt import BPTT
+from sj_online.trainer.fptt import FPTT
 from sj_online.trainer.groups import param_groups
 from sj_online.trainer.ottt import OTTT
 from sj_online.trainer.random_bp import RandomBP
@@ -9,4 +10,16 @@ from sj_online.trainer.sltt import SLTT
 from sj_online.trainer.stol import STOL
 from sj_online.trainer.time_slicing import TimeSlicing
 
-__all__ = ["BPTT", "OTTT", "SLTT", "STOL", "RandomBP", "Result", "Rule", "TimeSlicing", "Window", "param_groups"]
+__all__ = [
+    "BPTT",
+    "FPTT",
+    "OTTT",
+    "SLTT",
+    "STOL",
+    "RandomBP",
+    "Result",
+    "Rule",
+    "TimeSlicing",
+    "Window",
+    "param_groups",
+]
