@@ -13,7 +13,7 @@ from torch.autograd import Function
 def binary_levels(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Signs of the weights and the mean magnitude of each output channel (ReActNet's BConv).
 
-    The sign of zero is +1, so that one bit holds a weight exactly.
+    The sign of zero is +1 (that of -0.0 is its sign bit), so that one bit holds a weight exactly.
 
     Args:
         weight: latent weights, ``[C_out, ...]``.
@@ -26,8 +26,11 @@ def binary_levels(weight: Tensor) -> tuple[Tensor, Tensor]:
         >>> levels.tolist(), scale.item()
         ([[1.0, -1.0, 1.0]], 0.25)
     """
-    levels = torch.where(weight >= 0, 1.0, -1.0).to(weight.dtype)
-    return levels, weight.abs().mean(dim=tuple(range(1, weight.dim())), keepdim=True)
+    return torch.copysign(torch.ones_like(weight), weight), _channel_scale(weight)
+
+
+def _channel_scale(weight: Tensor) -> Tensor:
+    return weight.abs().mean(dim=tuple(range(1, weight.dim())), keepdim=True)
 
 
 def ternary_levels(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,8 +52,8 @@ def ternary_levels(weight: Tensor) -> tuple[Tensor, Tensor]:
     clipped = weight.clamp(-1, 1)
     magnitude = clipped.abs()
     delta = 0.7 * magnitude.mean()
-    levels = (clipped > delta).to(weight.dtype) - (clipped < -delta).to(weight.dtype)
-    kept = levels.abs()
+    kept = magnitude > delta
+    levels = torch.where(kept, torch.copysign(torch.ones_like(weight), weight), 0)
     return levels, (magnitude * kept).sum() / kept.sum().clamp(min=1)
 
 
@@ -59,8 +62,7 @@ class _Binarize(Function):
 
     @staticmethod
     def forward(weight: Tensor) -> Tensor:
-        levels, scale = binary_levels(weight)
-        return scale * levels
+        return torch.copysign(_channel_scale(weight), weight)  # scale * levels, in one pass
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -69,7 +71,7 @@ class _Binarize(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (weight,) = ctx.saved_tensors
-        return grad * (weight.abs() <= 1)
+        return grad.masked_fill(weight.abs() > 1, 0)
 
 
 class _Ternarize(_Binarize):
@@ -81,7 +83,7 @@ class _Ternarize(_Binarize):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (weight,) = ctx.saved_tensors
-        return grad * (weight.abs() < 1)
+        return grad.masked_fill(weight.abs() >= 1, 0)
 
 
 def binarize(weight: Tensor) -> Tensor:
