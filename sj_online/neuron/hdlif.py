@@ -33,7 +33,7 @@ class HDLIFNode(EMPFNode):
         [0.0, 0.25, 1.0, 3.75]
     """
 
-    paper = "HD-LIF: EM-PF's dynamics with n-bit spikes"
+    paper = "HD-LIF (Rethinking SNN Online Training and Deployment)"
 
     def __init__(
         self,

@@ -34,6 +34,7 @@ def test_opcheck_without_a_graph():
         torch.library.opcheck(lmh, (x, v, v.clone(), torch.rand(4, 1), 1.0, 1.0, False, True, "torch"))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_inductor():
     torch.compiler.reset()
     node, x, results = EMPFNode(T, step_mode="m"), tensor(T, 4, 5), []

@@ -21,7 +21,7 @@ def test_registered(name, num_steps):
     check_node(partial(registry.get("neurons", name), num_steps), smooth=SMOOTH.get(name, False))
 
 
-@pytest.mark.parametrize("options", [{"membrane_norm": 3}, {"parallel": True}, {"temporal_grad": False}], ids=str)
+@pytest.mark.parametrize("options", [{"membrane_norm": 3, "temporal_grad": False}, {"parallel": True}], ids=str)
 def test_options(options):
     check_node(partial(HDLIFNode, 4, **options))
 

@@ -1,1 +1,1 @@
-"""The neuron of EM-PF ("effective multi-precision firing"), which is also the base of HD-LIF."""
+"""The neuron of EM-PF ("efficient multi-precision firing"), which is also the base of HD-LIF."""

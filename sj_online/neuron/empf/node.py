@@ -42,7 +42,7 @@ class EMPFNode(OnlineNode):
         [0.5]
     """
 
-    paper = "EM-PF: effective multi-precision firing, online training with random back-propagation"
+    paper = "EM-PF (Comprehensive Online Training and Deployment for SNNs)"
     spike_bits = 0
 
     def __init__(

@@ -40,7 +40,7 @@ class LMHNode(OnlineNode):
         [0.0, 1.0, 0.0, 0.0]
     """
 
-    paper = "LM-H: learnable multi-hierarchical neuron (dendrite and soma)"
+    paper = "LM-H (Hao et al. 2024)"
 
     def __init__(
         self,
