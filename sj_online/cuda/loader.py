@@ -44,10 +44,10 @@ def reasons(x: Tensor) -> list[str]:
     found = []
     if not _CUPY:
         found.append("CuPy is not installed (pip install 'sj-online[cuda13]')")
-    if not torch.cuda.is_available():
-        found.append("torch finds no CUDA device")
     if x.device.type != "cuda":
         found.append(f"x is on {x.device.type}, not on a CUDA device")
+        if not torch.cuda.is_available():
+            found.append("torch finds no CUDA device")
     if x.dtype not in SCALARS:
         found.append(f"x has dtype {x.dtype}, not one of {', '.join(map(str, SCALARS))}")
     return found
