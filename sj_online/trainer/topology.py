@@ -103,6 +103,7 @@ def find(net: nn.Module, x: Sequence) -> dict[str, Place]:
             record.step = t
             run_steps(net, dry, range(t, t + 1))
     functional.reset_net(net)
+    torch.clear_autocast_cache()  # it holds this graph
     return {name: record.place(calls) for name, calls in record.calls.items()}
 
 

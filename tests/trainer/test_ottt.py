@@ -7,8 +7,7 @@ from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from spikingjelly.activation_based.learning.online_learning import ottt_online_training
 from torch import Tensor, nn
 
-from sj_online.trainer import BPTT, SLTT
-from sj_online.trainer.ottt import OTTT
+from sj_online.trainer import BPTT, OTTT, SLTT
 
 T, N = 6, 4
 

@@ -6,8 +6,7 @@ from spikingjelly.activation_based import functional, layer, neuron
 from torch import Tensor, nn
 
 from sj_online.neuron import LMHNode
-from sj_online.trainer import SLTT
-from sj_online.trainer.ottt import OTTT
+from sj_online.trainer import OTTT, SLTT
 
 T, N = 6, 2
 

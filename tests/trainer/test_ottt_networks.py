@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from sj_online.analysis.memory import SavedBytes
 from sj_online.layer import Feedback
 from sj_online.neuron import EMPFNode, HDLIFNode
-from sj_online.trainer import BPTT, SLTT
-from sj_online.trainer.ottt import OTTT
+from sj_online.trainer import BPTT, OTTT, SLTT
 
 NODES = {
     "lif": (neuron.LIFNode, {"decay_input": False, "v_reset": None, "detach_reset": True}),

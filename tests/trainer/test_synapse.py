@@ -13,7 +13,6 @@ from sj_online.analysis.memory import SavedBytes
 from sj_online.trainer.synapse import Trace, replaced_forwards
 
 LEAK = 0.75
-C = (3, 5, 8, 7)  # channels in and the largest spatial size
 
 SYNAPSES = {
     "torch linear": (nn.Linear(6, 4), (5, 6)),
@@ -49,6 +48,7 @@ def grads(synapse: nn.Module, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor, dic
     return y.detach(), x.grad, {name: p.grad for name, p in synapse.named_parameters()}
 
 
+@pytest.mark.filterwarnings("ignore:Using padding=.same.")
 @pytest.mark.parametrize("name", SYNAPSES)
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_weight_sees_the_trace_and_all_else_the_spike(name, bias):

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from sj_online.layer import Feedback
 from sj_online.neuron import EMPFNode, LMHNode
-from sj_online.trainer import leak
-from sj_online.trainer.ottt import OTTT
+from sj_online.trainer import OTTT, leak
 from sj_online.trainer.sequence import Sequence
 from sj_online.trainer.topology import Place, find
 
