@@ -90,7 +90,7 @@ def _backward(
     v0, kept, decay, threshold = ctx.saved_tensors
     grad_x, grad_v0, grad_decay, grad_threshold = empf_backward(
         v0.new_zeros(ctx.x_shape, dtype=ctx.x_dtype) if grad_s is None else grad_s.contiguous(),
-        torch.zeros_like(v0) if grad_v_last is None else grad_v_last.contiguous(),
+        v0.new_empty(0) if grad_v_last is None else grad_v_last.contiguous(),
         v0.new_empty(0) if grad_v_seq is None else grad_v_seq,
         v0,
         kept,

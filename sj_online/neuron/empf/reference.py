@@ -114,7 +114,7 @@ def backward(
 
     Args:
         grad_s: dL/ds_seq [T, N, ...].
-        grad_v_last: dL/dv_last [N, ...].
+        grad_v_last: dL/dv_last [N, ...], or an empty tensor for none.
         grad_v_seq: dL/dv_seq [T, N, ...], or an empty tensor for none.
         v0: as in :func:`forward`.
         kept: as returned by :func:`forward`, v_seq or the fired bits.
@@ -129,7 +129,8 @@ def backward(
     decay_t, threshold_t = decay.expand(steps), threshold.expand(steps)
     grad_x = torch.empty_like(grad_s)
     grad_decay, grad_threshold = v0.new_zeros(steps), v0.new_empty(steps)
-    grad_v, grad_m, product = grad_v_last.clone(), torch.empty_like(v0), torch.empty_like(v0)
+    grad_v = grad_v_last.clone() if grad_v_last.numel() else torch.zeros_like(v0)
+    grad_m, product = torch.empty_like(v0), torch.empty_like(v0)
     for t in reversed(range(steps)):
         if grad_v_seq.numel():
             grad_v += grad_v_seq[t]

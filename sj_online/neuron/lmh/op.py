@@ -100,9 +100,7 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     grad_o, grad_v_d_last, grad_v_s_last, _, grad_v_s_seq = grads
     grad_inputs = lmh_backward(
         torch.zeros_like(v_d_seq, dtype=ctx.x_dtype) if grad_o is None else grad_o.contiguous(),
-        torch.zeros_like(v_d0) if grad_v_d_last is None else grad_v_d_last,
-        torch.zeros_like(v_s0) if grad_v_s_last is None else grad_v_s_last,
-        v_d0.new_empty(0) if grad_v_s_seq is None else grad_v_s_seq,
+        *(v_d0.new_empty(0) if g is None else g.contiguous() for g in (grad_v_d_last, grad_v_s_last, grad_v_s_seq)),
         v_d0,
         v_s0,
         v_d_seq,

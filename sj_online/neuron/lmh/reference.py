@@ -89,8 +89,8 @@ def backward(
 
     Args:
         grad_o: dL/do_seq [T, N, ...].
-        grad_v_d_last: dL/d of the last v_d [N, ...].
-        grad_v_s_last: dL/d of the last v_s [N, ...].
+        grad_v_d_last: dL/d of the last v_d [N, ...], or an empty tensor for none.
+        grad_v_s_last: dL/d of the last v_s [N, ...], likewise.
         grad_v_s_seq: dL/dv_s_seq [T, N, ...], or an empty tensor for none.
         v_d0: as in :func:`forward`; so are v_s0, factors and v_threshold.
         v_s0: see v_d0.
@@ -107,7 +107,8 @@ def backward(
     steps = grad_o.shape[0]
     mu_d, mu_s, lambda_s, lambda_d = factors.expand(4, steps)
     grad_x, grad_factors = torch.empty_like(grad_o), factors.new_empty(4, steps)
-    G_m, G_d, product, slope = grad_v_s_last.clone(), grad_v_d_last.clone(), *(torch.empty_like(v_d0) for _ in "ps")
+    G_m, G_d = (g.clone() if g.numel() else torch.zeros_like(v_d0) for g in (grad_v_s_last, grad_v_d_last))
+    product, slope = torch.empty_like(v_d0), torch.empty_like(v_d0)
     for t in reversed(range(steps)):
         v_d, v_d_before, v_s_before = v_d_seq[t], v_d_seq[t - 1] if t else v_d0, v_s_seq[t - 1] if t else v_s0
         if grad_v_s_seq.numel():
