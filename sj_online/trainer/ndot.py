@@ -1,4 +1,4 @@
-"""NDOT: OTTT whose trace decays, element by element, as the membrane of the emitting neuron does.
+"""NDOT (Jiang et al. 2024): OTTT whose trace decays, element by element, as the membrane of the emitting neuron does.
 
 The trace belongs to the neuron and travels with its spikes as their tangent (forward-mode differentiation), through
 pooling, scaling, dropout, flattening and sums of branches, to the synapses, as the authors pass it beside the spikes.

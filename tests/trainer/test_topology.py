@@ -113,6 +113,11 @@ def test_looking_leaves_no_trace():
 LEAKS = [
     (lif(4.0), 0.75),
     (neuron.IFNode(), 1.0),
+    (neuron.HalfThresholdIFNode(), 1.0),
+    (neuron.TernaryIFNode(), 1.0),
+    (neuron.TernaryLIFNode(4.0), 0.75),
+    (neuron.SimpleIFNode(v_threshold=1.0, v_reset=None), 1.0),
+    (neuron.SimpleLIFNode(4.0, True, v_threshold=1.0, v_reset=0.0), 0.75),
     (neuron.ParametricLIFNode(4.0), 0.75),
     (EMPFNode(decay=0.25), 0.25),
     (EMPFNode(3, decay=0.25), 0.25),
@@ -128,8 +133,10 @@ def test_the_leak_is_the_derivative_below_threshold(node, expected):
     if found is not None:
 
         def after(v: float) -> Tensor:
-            states = (torch.tensor([v]), 1) if getattr(node, "num_steps", None) else (torch.tensor([v]),)
-            return node.single_step_functional_forward((torch.zeros(1),), states)[1][0]
+            node.reset()
+            node.v = torch.tensor([v])
+            node(torch.zeros(1))
+            return node.v
 
         with torch.no_grad():
             slope = (after(0.25) - after(0.125)) / 0.125
