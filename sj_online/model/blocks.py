@@ -1,5 +1,6 @@
 """The small blocks and factories that all architectures are made of."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -106,8 +107,9 @@ class Parts:
         """Convolution and norm, same padding; a ``stem`` keeps float weights."""
         conv = layer.Conv2d if stem else self.conv
         padding = kernel_size // 2
-        return nn.Sequential(
-            conv(in_channels, out_channels, kernel_size, stride, padding, bias=self.bias), self.norm(out_channels)
+        return row(
+            conv=conv(in_channels, out_channels, kernel_size, stride, padding, bias=self.bias),
+            norm=self.norm(out_channels),
         )
 
 
@@ -233,8 +235,13 @@ def pooled_readout(channels: int, num_classes: int) -> nn.Sequential:
     return nn.Sequential(layer.AdaptiveAvgPool2d(1), layer.Flatten(), layer.Linear(channels, num_classes))
 
 
-def network(step_mode: str, *modules: nn.Module) -> nn.Sequential:
-    """The modules in a row, in a step mode: [N, C, H, W] to [N, classes], or [T, N, ...] to [T, N, classes] in 'm'."""
-    net = nn.Sequential(*modules)
+def row(**modules: nn.Module) -> nn.Sequential:
+    """Named modules in a row."""
+    return nn.Sequential(OrderedDict(modules))
+
+
+def network(step_mode: str, **modules: nn.Module) -> nn.Sequential:
+    """A row in a step mode: [N, C, H, W] to [N, classes] in 's', [T, N, C, H, W] to [T, N, classes] in 'm'."""
+    net = row(**modules)
     functional.set_step_mode(net, step_mode)
     return net

@@ -117,11 +117,11 @@ def hdlif_resnet(
         readout.extend([node(None, parallel=first), layer.Linear(units, num_classes)])
     return blocks.network(
         step_mode,
-        blocks.stem(
+        stem=blocks.stem(
             parts, in_channels, width, imagenet=imagenet, pool=layer.MaxPool2d, float_weights=in_channels != EVENTS
         ),
-        blocks.stages(block, width, widths, depths),
-        readout,
+        stages=blocks.stages(block, width, widths, depths),
+        readout=readout,
     )
 
 
@@ -179,7 +179,9 @@ def hdlif_vgg(
 
     plan = blocks.widen(plan, width)
     return blocks.network(
-        step_mode, blocks.vgg(plan, in_channels, unit), blocks.vgg_readout(plan, image_size, num_classes)
+        step_mode,
+        features=blocks.vgg(plan, in_channels, unit),
+        readout=blocks.vgg_readout(plan, image_size, num_classes),
     )
 
 

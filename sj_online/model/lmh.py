@@ -102,7 +102,8 @@ def lmh_resnet(
         readout = nn.Sequential(layer.AvgPool2d(2), layer.Flatten(), layer.Linear(widths[-1] * size**2, units))
     if hidden:
         readout.extend([node(), layer.Dropout(dropout), layer.Linear(units, num_classes)])
-    return blocks.network(step_mode, stem, blocks.stages(block, width, widths, depths), readout)
+    stages = blocks.stages(block, width, widths, depths)
+    return blocks.network(step_mode, stem=stem, stages=stages, readout=readout)
 
 
 @blocks.cite(PAPER)
@@ -164,7 +165,7 @@ def lmh_vgg(
     readout = blocks.vgg_readout(plan, image_size, hidden * width)
     readout.extend([node(), layer.Dropout(dropout), *hidden_layer(hidden * width)])
     readout.append(layer.Linear(hidden * width, num_classes))
-    return blocks.network(step_mode, blocks.vgg(plan, in_channels, unit), readout)
+    return blocks.network(step_mode, features=blocks.vgg(plan, in_channels, unit), readout=readout)
 
 
 lmh_resnet18 = lmh_resnet

@@ -92,9 +92,9 @@ def ottt_vgg(
         entry, *body = features.children()
         back = layer.Conv2d(8 * width, width, 3, padding=1)
         nn.init.zeros_(back.weight)
-        connection = nn.Sequential(layer.Upsample(scale_factor=2 ** plan.count("A"), mode="nearest"), back)
+        connection = blocks.row(up=layer.Upsample(scale_factor=2 ** plan.count("A"), mode="nearest"), conv=back)
         features = Feedback(entry, nn.Sequential(*body), connection)
-    return blocks.network(step_mode, features, readout)
+    return blocks.network(step_mode, features=features, readout=readout)
 
 
 @blocks.cite("OTTT (Xiao et al. 2022)")
@@ -153,10 +153,10 @@ def nf_resnet34(
         return nn.Sequential(*fire, Residual(nn.Sequential(*branch), shortcut))
 
     widths = [width, 2 * width, 4 * width, 8 * width]
-    stem = nn.Sequential(conv(in_channels, width, 7, 2, 3, bias=True), layer.AvgPool2d(3, 2, 1))
-    body = blocks.stages(block, width, widths, (3, 4, 6, 3))
+    stem = blocks.row(conv=conv(in_channels, width, 7, 2, 3, bias=True), pool=layer.AvgPool2d(3, 2, 1))
+    stages = blocks.stages(block, width, widths, (3, 4, 6, 3))
     readout = blocks.pooled_readout(widths[-1], num_classes)
-    net = blocks.network(step_mode, stem, body, readout)
+    net = blocks.network(step_mode, stem=stem, stages=stages, readout=readout)
     _initialise(net)
     nn.init.zeros_(readout.get_parameter("2.weight"))
     return net

@@ -63,11 +63,10 @@ def sltt_preact_resnet18(
     widths = [width, 2 * width, 4 * width, 8 * width]
     return blocks.network(
         step_mode,
-        layer.Conv2d(in_channels, width, 3, padding=1, bias=False),
-        blocks.stages(block, width, widths, (2, 2, 2, 2)),
-        *fire(widths[-1]),
-        layer.AvgPool2d(4),
-        layer.Flatten(),
-        layer.Dropout(dropout),
-        layer.Linear(widths[-1], num_classes),
+        stem=layer.Conv2d(in_channels, width, 3, padding=1, bias=False),
+        stages=blocks.stages(block, width, widths, (2, 2, 2, 2)),
+        fire=nn.Sequential(*fire(widths[-1])),
+        readout=nn.Sequential(
+            layer.AvgPool2d(4), layer.Flatten(), layer.Dropout(dropout), layer.Linear(widths[-1], num_classes)
+        ),
     )

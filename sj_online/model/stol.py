@@ -60,10 +60,10 @@ def stol_ms_resnet18(
     widths = [width, 2 * width, 4 * width, 8 * width]
     return blocks.network(
         step_mode,
-        parts.conv_norm(in_channels, width, stem=True),
-        blocks.stages(block, width, widths, (2, 2, 2, 2)),
-        node(),
-        blocks.pooled_readout(widths[-1], num_classes),
+        stem=parts.conv_norm(in_channels, width, stem=True),
+        stages=blocks.stages(block, width, widths, (2, 2, 2, 2)),
+        neuron=node(),
+        readout=blocks.pooled_readout(widths[-1], num_classes),
     )
 
 
@@ -109,8 +109,13 @@ def stol_vgg11(
 
     plan = blocks.widen((1, "A", 2, "A", 4, 4, "A", 8, 8, "A", 8, 8, "A"), width)
     features = blocks.vgg(plan, in_channels, unit)
-    readout = [layer.AdaptiveAvgPool2d(7), layer.Dropout(dropout), layer.Flatten()]
-    return blocks.network(step_mode, features, *readout, layer.Linear(8 * width * 49, num_classes))
+    readout = nn.Sequential(
+        layer.AdaptiveAvgPool2d(7),
+        layer.Dropout(dropout),
+        layer.Flatten(),
+        layer.Linear(8 * width * 49, num_classes),
+    )
+    return blocks.network(step_mode, features=features, readout=readout)
 
 
 @blocks.cite(PAPER)

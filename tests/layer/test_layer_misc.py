@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from spikingjelly.activation_based import functional, layer
 from torch import nn
 
+from sj_online import registry
 from sj_online.layer import SECA, Feedback, ScaledWSConv2d, ScaledWSLinear, StepBatchNorm2d
 
 
@@ -87,3 +88,27 @@ def test_feedback_carries_the_gradient_until_it_is_detached():
             functional.detach_net(net)
         (grad,) = torch.autograd.grad(net(x[1]).sum(), x)
         assert bool(grad[0].any()) is not cut
+
+
+LAYERS = {
+    "binary_conv2d": lambda layer: layer(3, 4, 3),
+    "binary_linear": lambda layer: layer(6, 4),
+    "feedback": lambda layer: layer(nn.Identity(), nn.Tanh(), nn.Identity()),
+    "scaled_ws_conv2d": lambda layer: layer(3, 4, 3),
+    "scaled_ws_linear": lambda layer: layer(6, 4),
+    "seca": lambda layer: layer(),
+    "step_batch_norm2d": lambda layer: layer(3),
+    "ternary_conv2d": lambda layer: layer(3, 4, 3),
+    "ternary_linear": lambda layer: layer(6, 4),
+}
+
+
+@pytest.mark.parametrize("name", registry.names("layers"))
+def test_every_registered_layer_names_its_paper_and_runs_in_both_step_modes(name):
+    cls = registry.get("layers", name)
+    module, x = LAYERS[name](cls), torch.randn(4, 2, 3, 6, 6)
+    assert cls.paper
+    steps = torch.stack([module(x_t) for x_t in x])
+    functional.reset_net(module)
+    functional.set_step_mode(module, "m")
+    torch.testing.assert_close(module(x), steps)

@@ -80,6 +80,7 @@ def outputs(net, x, step_mode):
 
 def test_every_registered_network_is_here():
     assert set(TINY) == set(registry.names("models"))
+    assert all(registry.get("models", name).paper for name in TINY)
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
@@ -157,8 +158,8 @@ def test_the_stem_has_float_weights_for_images_and_not_for_events(name, options,
 def test_feedback_acts_from_the_second_step_on():
     net, x = build("ottt_vgg_f", {})
     first, second = outputs(net.eval(), x, "s")
-    nn.init.normal_(net[0].connection[1].weight)
-    nn.init.normal_(net[0].connection[1].bias)
+    nn.init.normal_(net.features.connection.conv.weight)
+    nn.init.normal_(net.features.connection.conv.bias)
     changed = outputs(net, x, "s")
     assert torch.equal(changed[0], first) and not torch.equal(changed[1], second)
 
