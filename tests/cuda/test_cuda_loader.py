@@ -1,5 +1,6 @@
 """The loader: every reason why not, one compilation per device and kernel, torch's stream."""
 
+import runpy
 import subprocess
 import sys
 import threading
@@ -89,6 +90,14 @@ def test_one_compilation_per_device_and_kernel(cupy: FakeCuPy) -> None:
 def test_an_empty_grid_is_no_launch(cupy: FakeCuPy) -> None:
     loader.launch(kernel.SOURCE, "k", torch.device("cuda", 0), loader.grid(0), ())
     assert not cupy.compiled
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
+def test_the_benchmark_says_in_one_line_that_it_cannot_run() -> None:
+    path = Path(__file__).parents[2] / "examples" / "bench_kernels.py"
+    with pytest.raises(SystemExit, match="^bench_kernels cannot run: .*torch finds no CUDA device$") as error:
+        runpy.run_path(str(path), run_name="__main__")
+    assert error.value.code not in (0, None)
 
 
 def test_source_is_one_text() -> None:
