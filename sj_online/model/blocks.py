@@ -1,96 +1,11 @@
-"""The small blocks and factories that all architectures are made of."""
+"""The small blocks that all architectures are made of."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeVar
 
-from spikingjelly.activation_based import functional, layer, surrogate
-from spikingjelly.activation_based.neuron import LIFNode
+from spikingjelly.activation_based import functional, layer
 from torch import Tensor, nn
-
-from sj_online import registry
-from sj_online.layer import BinaryConv2d, ScaledWSConv2d, StepBatchNorm2d, TernaryConv2d
-
-NeuronFactory = Callable[[], nn.Module]
-Factory = TypeVar("Factory", bound=Callable[..., nn.Module])
-
-_SOFT_RESET = {"v_reset": None, "decay_input": False, "detach_reset": True}
-_TRIANGLE = surrogate.PiecewiseQuadratic(alpha=1.0)
-LIF: dict[str, dict[str, Any]] = {
-    "ottt_lif": {"tau": 2.0, "surrogate_function": surrogate.Sigmoid(alpha=4.0)} | _SOFT_RESET,
-    "sltt_lif": {"tau": 1.1, "surrogate_function": _TRIANGLE} | _SOFT_RESET,
-    # STOL's leak is 1/tau where the host's is 1 - 1/tau: its tau = 4 for CIFAR10-DVS is {"tau": 4 / 3} here.
-    "stol_lif": {
-        "tau": 2.0,
-        "surrogate_function": _TRIANGLE,
-        "v_reset": 0.0,
-        "decay_input": False,
-        "detach_reset": False,
-    },
-}
-"""The LIF neurons of OTTT, SLTT and STOL, as arguments of the host's ``LIFNode``."""
-
-SYNAPSES: dict[str, type[layer.Conv2d]] = {
-    "float": layer.Conv2d,
-    "binary": BinaryConv2d,
-    "ternary": TernaryConv2d,
-    "ws": ScaledWSConv2d,
-}
-NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": layer.BatchNorm2d, "step": StepBatchNorm2d}
-
-
-def cite(paper: str) -> Callable[[Factory], Factory]:
-    """Give a factory its ``paper``, which ``sj-online list`` shows."""
-
-    def decorate(factory: Factory) -> Factory:
-        factory.paper = paper  # type: ignore[attr-defined]
-        return factory
-
-    return decorate
-
-
-def variant(factory: Callable[..., nn.Sequential], **defaults: Any) -> Callable[..., nn.Sequential]:
-    """The same factory with other defaults; its signature shows them.
-
-    Example:
-        >>> from sj_online.model import hdlif_resnet
-        >>> variant(hdlif_resnet, num_classes=100, width=8)()[-1][-1].out_features
-        100
-    """
-    return cite(factory.paper)(partial(factory, **defaults))  # type: ignore[attr-defined]
-
-
-def choice(name: str, value: str, table: dict[str, Any]) -> Any:
-    """The entry of a table, or a ValueError that names the argument and what is allowed."""
-    if value not in table:
-        raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, table))}")
-    return table[value]
-
-
-def neuron_factory(neuron: str | NeuronFactory, num_steps: int | None = None, **options: Any) -> NeuronFactory:
-    """A factory of neurons, one for each position.
-
-    Args:
-        neuron: a name of :data:`LIF`, a registered name, or a factory that is called as it is.
-        num_steps: T of the per-step parameters of registered neurons.
-        options: further arguments of a named neuron.
-
-    Raises:
-        ValueError: an unknown name.
-
-    Example:
-        >>> neuron_factory("empf", 4, threshold=0.25)().num_steps
-        4
-    """
-    if not isinstance(neuron, str):
-        return neuron
-    if neuron in LIF:
-        return lambda: LIFNode(**deepcopy(LIF[neuron] | options))
-    node = registry.get("neurons", neuron)
-    return lambda: node(num_steps, **options)
 
 
 @dataclass(frozen=True)
@@ -155,7 +70,13 @@ class Scale(nn.Module):
 
 
 def stem(
-    parts: Parts, in_channels: int, width: int, *, imagenet: bool, pool: type[nn.Module], float_weights: bool = True
+    parts: Parts,
+    in_channels: int,
+    width: int,
+    *,
+    imagenet: bool,
+    pool: type[nn.Module] = layer.MaxPool2d,
+    float_weights: bool = True,
 ) -> nn.Sequential:
     """The first convolution and norm: 3x3, or for ImageNet 7x7 of stride 2, behind it a pool of stride 2."""
     if not imagenet:
@@ -230,9 +151,27 @@ def features_size(plan: Sequence[int | str], image_size: int) -> int:
     return size
 
 
-def pooled_readout(channels: int, num_classes: int) -> nn.Sequential:
-    """Global average pool and a float linear readout."""
-    return nn.Sequential(layer.AdaptiveAvgPool2d(1), layer.Flatten(), layer.Linear(channels, num_classes))
+def pooled_readout(
+    features: int,
+    num_classes: int,
+    *,
+    pool: nn.Module | None = None,
+    hidden: int | None = None,
+    neuron: Callable[[], nn.Module] = nn.Identity,
+) -> nn.Sequential:
+    """A pool, by default over the whole image, and a float linear readout, with a layer of hidden neurons or without.
+
+    Args:
+        features: what the pool leaves, flattened.
+        num_classes: outputs.
+        pool: the pool.
+        hidden: hidden neurons.
+        neuron: makes them.
+    """
+    net = nn.Sequential(pool or layer.AdaptiveAvgPool2d(1), layer.Flatten())
+    if hidden is not None:
+        net.extend([layer.Linear(features, hidden), neuron()])
+    return net.append(layer.Linear(hidden or features, num_classes))
 
 
 def row(**modules: nn.Module) -> nn.Sequential:

@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from spikingjelly.activation_based import layer
 from torch import nn
 
 from sj_online.layer import SECA
-from sj_online.model import blocks
-from sj_online.model.blocks import NeuronFactory, Parts, Residual
+from sj_online.model import blocks, factories
+from sj_online.model.blocks import Parts, Residual
+from sj_online.model.factories import NeuronFactory
 
 PARALLEL = {"none": (False, False), "half": (False, True), "all": (True, True)}
 ATTENTION = {"none": 0, "seca1": 1, "seca2": 2}
@@ -26,9 +26,9 @@ def _node(
         special: dict[str, Any] = {"parallel": True} if parallel else {}
         if membrane_norm and channels is not None and not parallel:
             special["membrane_norm"] = channels
-        if special and (not isinstance(neuron, str) or neuron in blocks.LIF):
+        if special and (not isinstance(neuron, str) or neuron in factories.LIF):
             raise ValueError(f"neuron={neuron!r} has no parallel form and no membrane_norm; 'empf' and 'hdlif' have")
-        return blocks.neuron_factory(neuron, num_steps, **special, **(options or {}))()
+        return factories.neuron_factory(neuron, num_steps, **special, **(options or {}))()
 
     return node
 
@@ -56,7 +56,7 @@ def _block(
     return build
 
 
-@blocks.cite("EM-PF / HD-LIF")
+@factories.cite("EM-PF / HD-LIF")
 def hdlif_resnet(
     num_classes: int = 10,
     in_channels: int = 3,
@@ -88,7 +88,7 @@ def hdlif_resnet(
         multiples: channels of each stage, in widths.
         hidden: units of a layer of neurons before the readout, in widths; None: without.
         imagenet: a 7x7 stem of stride 2 and a max pool.
-        neuron: ``'hdlif'``, ``'empf'``, another registered name, a name of :data:`~.blocks.LIF`, or a factory.
+        neuron: ``'hdlif'``, ``'empf'``, another registered name, a name of :data:`~.factories.LIF`, or a factory.
         neuron_options: further arguments of a registered neuron, e.g. ``{"spike_bits": None}``.
         membrane_norm: batch normalisation of the membranes that are followed by a convolution.
         parallel: neurons without a membrane: ``'none'``, ``'half'`` (the second of each block) or ``'all'``.
@@ -105,27 +105,21 @@ def hdlif_resnet(
         >>> hdlif_resnet(width=8, parallel="half")(torch.rand(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
-    parts = Parts(conv=blocks.choice("synapse", synapse, blocks.SYNAPSES))
+    parts = Parts(conv=factories.choice("synapse", synapse, factories.SYNAPSES))
     node = _node(neuron, num_steps, neuron_options, membrane_norm)
-    first, second = blocks.choice("parallel", parallel, PARALLEL)
-    layout = blocks.choice("attention", attention, ATTENTION)
-    block = _block(parts, partial(node, parallel=first), partial(node, parallel=second), layout)
+    first, second = (partial(node, parallel=p) for p in factories.choice("parallel", parallel, PARALLEL))
+    block = _block(parts, first, second, factories.choice("attention", attention, ATTENTION))
     widths = [multiple * width for multiple in multiples]
-    units = hidden * width if hidden else num_classes
-    readout = blocks.pooled_readout(widths[-1], units)
-    if hidden:
-        readout.extend([node(None, parallel=first), layer.Linear(units, num_classes)])
+    hidden = hidden and hidden * width
     return blocks.network(
         step_mode,
-        stem=blocks.stem(
-            parts, in_channels, width, imagenet=imagenet, pool=layer.MaxPool2d, float_weights=in_channels != EVENTS
-        ),
+        stem=blocks.stem(parts, in_channels, width, imagenet=imagenet, float_weights=in_channels != EVENTS),
         stages=blocks.stages(block, width, widths, depths),
-        readout=readout,
+        readout=blocks.pooled_readout(widths[-1], num_classes, hidden=hidden, neuron=partial(first, None)),
     )
 
 
-@blocks.cite("EM-PF / HD-LIF")
+@factories.cite("EM-PF / HD-LIF")
 def hdlif_vgg(
     num_classes: int = 10,
     in_channels: int = 2,
@@ -169,7 +163,7 @@ def hdlif_vgg(
         >>> hdlif_vgg(plan=(1, "A", 2), width=8)(torch.rand(2, 2, 8, 8)).shape
         torch.Size([2, 10])
     """
-    parts = Parts(conv=blocks.choice("synapse", synapse, blocks.SYNAPSES))
+    parts = Parts(conv=factories.choice("synapse", synapse, factories.SYNAPSES))
     node = _node(neuron, num_steps, neuron_options, membrane_norm)
 
     def unit(channels: int, out_channels: int, first: bool) -> Iterable[nn.Module]:
@@ -186,13 +180,13 @@ def hdlif_vgg(
 
 
 hdlif_resnet18 = hdlif_resnet
-hdlif_resnet19 = blocks.variant(hdlif_resnet, depths=(3, 3, 2), multiples=(2, 4, 8), hidden=4)
-hdlif_resnet34 = blocks.variant(hdlif_resnet, num_classes=1000, depths=(3, 4, 6, 3), imagenet=True)
-hdlif_vgg13 = blocks.variant(
+hdlif_resnet19 = factories.variant(hdlif_resnet, depths=(3, 3, 2), multiples=(2, 4, 8), hidden=4)
+hdlif_resnet34 = factories.variant(hdlif_resnet, num_classes=1000, depths=(3, 4, 6, 3), imagenet=True)
+hdlif_vgg13 = factories.variant(
     hdlif_vgg,
     num_classes=200,
     in_channels=3,
     num_steps=4,
     plan=(1, 1, "A", 2, 2, "A", 4, 4, "A", 8, 8, 8, "A", 8),
 )
-hdlif_vgg_snn = blocks.variant(hdlif_vgg, plan=(1, 2, "A", 4, 4, "A", 8, 8, "A", 8, 8, "A"), image_size=48)
+hdlif_vgg_snn = factories.variant(hdlif_vgg, plan=(1, 2, "A", 4, 4, "A", 8, 8, "A", 8, 8, "A"), image_size=48)

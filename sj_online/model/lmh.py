@@ -6,11 +6,21 @@ from typing import Any
 from spikingjelly.activation_based import layer
 from torch import nn
 
-from sj_online.model import blocks
-from sj_online.model.blocks import NeuronFactory, Parts, Residual
+from sj_online.model import blocks, factories
+from sj_online.model.blocks import Parts, Residual
+from sj_online.model.factories import NeuronFactory
 
 PAPER = "LM-H (Hao et al. 2024)"
 Block = Callable[[int, int, int], nn.Module]
+
+
+def _parts(synapse: str, norm: str, bias: bool = False) -> Parts:
+    conv = factories.choice("synapse", synapse, factories.SYNAPSES)
+    return Parts(conv, factories.choice("norm", norm, factories.NORMS), bias)
+
+
+def _dropped(node: NeuronFactory, dropout: float) -> NeuronFactory:
+    return lambda: nn.Sequential(node(), layer.Dropout(dropout))
 
 
 def _post_activation(parts: Parts, node: NeuronFactory) -> Block:
@@ -39,7 +49,7 @@ def _membrane_shortcut(parts: Parts, node: NeuronFactory) -> Block:
     return build
 
 
-@blocks.cite(PAPER)
+@factories.cite(PAPER)
 def lmh_resnet(
     num_classes: int = 10,
     in_channels: int = 3,
@@ -70,7 +80,7 @@ def lmh_resnet(
         image_size: H = W of the input, whose last features are pooled by 2 and all read out; None: they are averaged.
         dropout: of the hidden units, one mask for all steps.
         imagenet: a 7x7 stem of stride 2 with an average pool, and MS-ResNet's blocks.
-        neuron: ``'lmh'``, another registered name, a name of :data:`~.blocks.LIF`, or a factory.
+        neuron: ``'lmh'``, another registered name, a name of :data:`~.factories.LIF`, or a factory.
         neuron_options: further arguments of a named neuron.
         synapse: ``'float'``, ``'binary'``, ``'ternary'`` or ``'ws'``.
         norm: ``'batch'``, or ``'step'`` to normalise each step of a sequence by itself.
@@ -85,28 +95,21 @@ def lmh_resnet(
         >>> lmh_resnet(width=8)(torch.rand(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
-    parts = Parts(
-        conv=blocks.choice("synapse", synapse, blocks.SYNAPSES), norm=blocks.choice("norm", norm, blocks.NORMS)
-    )
-    node = blocks.neuron_factory(neuron, num_steps, **(neuron_options or {}))
+    parts = _parts(synapse, norm)
+    node = factories.neuron_factory(neuron, num_steps, **(neuron_options or {}))
     widths = [multiple * width for multiple in multiples]
     stem = blocks.stem(parts, in_channels, width, imagenet=imagenet, pool=layer.AvgPool2d)
     block = (_membrane_shortcut if imagenet else _post_activation)(parts, node)
     if not imagenet:
         stem.append(node())
-    units = hidden * width if hidden else num_classes
-    if image_size is None:
-        readout = blocks.pooled_readout(widths[-1], units)
-    else:
-        size = image_size >> len(widths)
-        readout = nn.Sequential(layer.AvgPool2d(2), layer.Flatten(), layer.Linear(widths[-1] * size**2, units))
-    if hidden:
-        readout.extend([node(), layer.Dropout(dropout), layer.Linear(units, num_classes)])
+    pool, size = (None, 1) if image_size is None else (layer.AvgPool2d(2), image_size >> len(widths))
+    units, fire = hidden and hidden * width, _dropped(node, dropout)
+    readout = blocks.pooled_readout(widths[-1] * size**2, num_classes, pool=pool, hidden=units, neuron=fire)
     stages = blocks.stages(block, width, widths, depths)
     return blocks.network(step_mode, stem=stem, stages=stages, readout=readout)
 
 
-@blocks.cite(PAPER)
+@factories.cite(PAPER)
 def lmh_vgg(
     num_classes: int = 100,
     in_channels: int = 3,
@@ -148,29 +151,22 @@ def lmh_vgg(
         >>> lmh_vgg(plan=(1, "A", 2), image_size=8, width=4, hidden=2)(torch.rand(2, 3, 8, 8)).shape
         torch.Size([2, 100])
     """
-    parts = Parts(
-        conv=blocks.choice("synapse", synapse, blocks.SYNAPSES),
-        norm=blocks.choice("norm", norm, blocks.NORMS),
-        bias=True,
-    )
-    node = blocks.neuron_factory(neuron, num_steps, **(neuron_options or {}))
+    parts = _parts(synapse, norm, bias=True)
+    node = factories.neuron_factory(neuron, num_steps, **(neuron_options or {}))
 
     def unit(channels: int, out_channels: int, first: bool) -> Iterable[nn.Module]:
         return [parts.conv_norm(channels, out_channels, stem=first), node()]
 
-    def hidden_layer(features: int) -> Iterable[nn.Module]:
-        return [layer.Linear(features, hidden * width), node(), layer.Dropout(dropout)]
-
     plan = blocks.widen(plan, width)
-    readout = blocks.vgg_readout(plan, image_size, hidden * width)
-    readout.extend([node(), layer.Dropout(dropout), *hidden_layer(hidden * width)])
-    readout.append(layer.Linear(hidden * width, num_classes))
+    units, fire = hidden * width, _dropped(node, dropout)
+    readout = blocks.vgg_readout(plan, image_size, units)
+    readout.extend([fire(), layer.Linear(units, units), fire(), layer.Linear(units, num_classes)])
     return blocks.network(step_mode, features=blocks.vgg(plan, in_channels, unit), readout=readout)
 
 
 lmh_resnet18 = lmh_resnet
-lmh_resnet19 = blocks.variant(lmh_resnet, depths=(3, 3, 2), multiples=(2, 4, 8), hidden=4)
-lmh_resnet19_wide = blocks.variant(
+lmh_resnet19 = factories.variant(lmh_resnet, depths=(3, 3, 2), multiples=(2, 4, 8), hidden=4)
+lmh_resnet19_wide = factories.variant(
     lmh_resnet,
     depths=(3, 3, 2),
     multiples=(1, 2, 4),
@@ -179,7 +175,7 @@ lmh_resnet19_wide = blocks.variant(
     image_size=32,
     dropout=0.25,
 )
-lmh_resnet20 = blocks.variant(lmh_resnet, depths=(3, 3, 3), multiples=(1, 2, 4), width=16)
-lmh_ms_resnet34 = blocks.variant(lmh_resnet, num_classes=1000, depths=(3, 4, 6, 3), imagenet=True)
-lmh_vgg13 = blocks.variant(lmh_vgg, plan=(1, 1, "A", 2, 2, "A", 4, 4, "A", 8, 8, "A", 8, 8, "A"))
-lmh_vgg16 = blocks.variant(lmh_vgg, plan=(1, 1, "A", 2, 2, "A", 4, 4, 4, "A", 8, 8, 8, "A", 8, 8, 8, "A"))
+lmh_resnet20 = factories.variant(lmh_resnet, depths=(3, 3, 3), multiples=(1, 2, 4), width=16)
+lmh_ms_resnet34 = factories.variant(lmh_resnet, num_classes=1000, depths=(3, 4, 6, 3), imagenet=True)
+lmh_vgg13 = factories.variant(lmh_vgg, plan=(1, 1, "A", 2, 2, "A", 4, 4, "A", 8, 8, "A", 8, 8, "A"))
+lmh_vgg16 = factories.variant(lmh_vgg, plan=(1, 1, "A", 2, 2, "A", 4, 4, 4, "A", 8, 8, 8, "A", 8, 8, 8, "A"))

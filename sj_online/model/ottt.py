@@ -8,8 +8,9 @@ from spikingjelly.activation_based import layer
 from torch import Tensor, nn
 
 from sj_online.layer import Feedback
-from sj_online.model import blocks
-from sj_online.model.blocks import NeuronFactory, Residual, Scale
+from sj_online.model import blocks, factories
+from sj_online.model.blocks import Residual, Scale
+from sj_online.model.factories import NeuronFactory
 
 GAIN = 2.74
 """Brings the second moment of a neuron's spikes back to one, where weights are standardised."""
@@ -28,9 +29,9 @@ class SkipGain(nn.Module):
         return self.alpha * self.gain * x
 
 
-def _initialise(net: nn.Module) -> None:
+def _initialise(*nets: nn.Module) -> None:
     """Convolutions: He et al., by fan-out; readouts: N(0, 0.01); no bias."""
-    for module in net.modules():
+    for module in (module for net in nets for module in net.modules()):
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, nn.Linear):
@@ -39,7 +40,7 @@ def _initialise(net: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-@blocks.cite("OTTT (Xiao et al. 2022)")
+@factories.cite("OTTT (Xiao et al. 2022)")
 def ottt_vgg(
     num_classes: int = 10,
     in_channels: int = 3,
@@ -62,7 +63,7 @@ def ottt_vgg(
         in_channels: C of the input.
         num_steps: T of the per-step parameters of a neuron that has such; a LIF neuron takes any T.
         feedback: a connection from the last features to the first convolution's output (VGG-F).
-        neuron: a name of :data:`~.blocks.LIF`, a registered name, or a factory.
+        neuron: a name of :data:`~.factories.LIF`, a registered name, or a factory.
         neuron_options: further arguments of a named neuron.
         synapse: ``'ws'``, ``'float'``, ``'binary'`` or ``'ternary'``.
         dropout: of the spikes, one mask for all steps; 0.1 in the paper for events.
@@ -76,8 +77,8 @@ def ottt_vgg(
         >>> ottt_vgg(width=8, feedback=True)(torch.rand(2, 3, 16, 16)).shape
         torch.Size([2, 10])
     """
-    conv = blocks.choice("synapse", synapse, blocks.SYNAPSES)
-    node = blocks.neuron_factory(neuron, num_steps, **(neuron_options or {}))
+    conv = factories.choice("synapse", synapse, factories.SYNAPSES)
+    node = factories.neuron_factory(neuron, num_steps, **(neuron_options or {}))
 
     def unit(channels: int, out_channels: int, first: bool) -> Iterable[nn.Module]:
         modules = [conv(channels, out_channels, 3, padding=1, bias=True), node(), Scale(GAIN)]
@@ -86,8 +87,7 @@ def ottt_vgg(
     plan = blocks.widen((1, 2, "A", 4, 4, "A", 8, 8, "A", 8, 8), width)
     features: nn.Module = blocks.vgg(plan, in_channels, unit)
     readout = blocks.vgg_readout(plan, None, num_classes)
-    _initialise(features)
-    _initialise(readout)
+    _initialise(features, readout)
     if feedback:
         entry, *body = features.children()
         back = layer.Conv2d(8 * width, width, 3, padding=1)
@@ -97,7 +97,7 @@ def ottt_vgg(
     return blocks.network(step_mode, features=features, readout=readout)
 
 
-@blocks.cite("OTTT (Xiao et al. 2022)")
+@factories.cite("OTTT (Xiao et al. 2022)")
 def nf_resnet34(
     num_classes: int = 1000,
     in_channels: int = 3,
@@ -111,14 +111,14 @@ def nf_resnet34(
 ) -> nn.Sequential:
     """Normaliser-free ResNet-34 of OTTT, for ImageNet.
 
-    A block sees x / beta, where beta^2 is the variance that x is expected to have: each block adds alpha^2 = 0.04,
-    and one that changes the shape starts again from 1.
+    A block sees x / beta, beta^2 the variance that x is expected to have: each block adds alpha^2 = 0.04, and one that
+    changes the shape starts again from 1.
 
     Args:
         num_classes: outputs of the readout, whose weights start at zero.
         in_channels: C of the input.
         num_steps: as in :func:`ottt_vgg`, and so are all others.
-        neuron: a name of :data:`~.blocks.LIF`, a registered name, or a factory.
+        neuron: a name or a factory.
         neuron_options: further arguments of a named neuron.
         synapse: ``'ws'``, ``'float'``, ``'binary'`` or ``'ternary'``.
         width: channels of the first stage.
@@ -131,8 +131,8 @@ def nf_resnet34(
         >>> nf_resnet34(num_classes=5, width=4)(torch.rand(1, 3, 64, 64)).shape
         torch.Size([1, 5])
     """
-    conv = blocks.choice("synapse", synapse, blocks.SYNAPSES)
-    node = blocks.neuron_factory(neuron, num_steps, **(neuron_options or {}))
+    conv = factories.choice("synapse", synapse, factories.SYNAPSES)
+    node = factories.neuron_factory(neuron, num_steps, **(neuron_options or {}))
     alpha, variance = 0.2, 1.0
 
     def block(channels: int, out_channels: int, stride: int) -> nn.Module:
@@ -152,14 +152,12 @@ def nf_resnet34(
         shortcut = conv(channels, out_channels, 1, stride, bias=True)
         return nn.Sequential(*fire, Residual(nn.Sequential(*branch), shortcut))
 
-    widths = [width, 2 * width, 4 * width, 8 * width]
     stem = blocks.row(conv=conv(in_channels, width, 7, 2, 3, bias=True), pool=layer.AvgPool2d(3, 2, 1))
-    stages = blocks.stages(block, width, widths, (3, 4, 6, 3))
-    readout = blocks.pooled_readout(widths[-1], num_classes)
-    net = blocks.network(step_mode, stem=stem, stages=stages, readout=readout)
-    _initialise(net)
+    stages = blocks.stages(block, width, [width, 2 * width, 4 * width, 8 * width], (3, 4, 6, 3))
+    readout = blocks.pooled_readout(8 * width, num_classes)
+    _initialise(stem, stages, readout)
     nn.init.zeros_(readout.get_parameter("2.weight"))
-    return net
+    return blocks.network(step_mode, stem=stem, stages=stages, readout=readout)
 
 
-ottt_vgg_f = blocks.variant(ottt_vgg, feedback=True)
+ottt_vgg_f = factories.variant(ottt_vgg, feedback=True)

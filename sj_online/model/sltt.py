@@ -5,11 +5,12 @@ from typing import Any
 from spikingjelly.activation_based import layer
 from torch import nn
 
-from sj_online.model import blocks
-from sj_online.model.blocks import NeuronFactory, Parts, Residual
+from sj_online.model import blocks, factories
+from sj_online.model.blocks import Parts, Residual
+from sj_online.model.factories import NeuronFactory
 
 
-@blocks.cite("SLTT (Meng et al. 2023)")
+@factories.cite("SLTT (Meng et al. 2023)")
 def sltt_preact_resnet18(
     num_classes: int = 10,
     in_channels: int = 3,
@@ -28,7 +29,7 @@ def sltt_preact_resnet18(
         num_classes: outputs of the readout.
         in_channels: C of the input.
         num_steps: T of the per-step parameters of a neuron that has such; a LIF neuron takes any T.
-        neuron: a name of :data:`~.blocks.LIF`, a registered name, or a factory.
+        neuron: a name of :data:`~.factories.LIF`, a registered name, or a factory.
         neuron_options: further arguments of a named neuron.
         synapse: ``'float'``, ``'binary'``, ``'ternary'`` or ``'ws'``.
         dropout: of the spikes before a block's second convolution and of the features, one mask for all steps.
@@ -43,8 +44,8 @@ def sltt_preact_resnet18(
         >>> sltt_preact_resnet18(width=8)(torch.rand(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
-    parts = Parts(conv=blocks.choice("synapse", synapse, blocks.SYNAPSES), bias=True)
-    node = blocks.neuron_factory(neuron, num_steps, **(neuron_options or {}))
+    parts = Parts(conv=factories.choice("synapse", synapse, factories.SYNAPSES), bias=True)
+    node = factories.neuron_factory(neuron, num_steps, **(neuron_options or {}))
 
     def fire(channels: int) -> list[nn.Module]:
         return [parts.norm(channels), node()]

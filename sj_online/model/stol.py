@@ -8,13 +8,14 @@ from spikingjelly.activation_based.model import sew_resnet
 from torch import nn
 
 from sj_online.layer.replace import KINDS, quantize_synapses
-from sj_online.model import blocks
-from sj_online.model.blocks import NeuronFactory, Parts, Residual
+from sj_online.model import blocks, factories
+from sj_online.model.blocks import Parts, Residual
+from sj_online.model.factories import NeuronFactory
 
 PAPER = "STOL (Xue et al.)"
 
 
-@blocks.cite(PAPER)
+@factories.cite(PAPER)
 def stol_ms_resnet18(
     num_classes: int = 10,
     in_channels: int = 3,
@@ -32,7 +33,7 @@ def stol_ms_resnet18(
         num_classes: outputs of the readout.
         in_channels: C of the input.
         num_steps: T of the per-step parameters of a neuron that has such; a LIF neuron takes any T.
-        neuron: a name of :data:`~.blocks.LIF`, a registered name, or a factory.
+        neuron: a name of :data:`~.factories.LIF`, a registered name, or a factory.
         neuron_options: further arguments of a named neuron.
         synapse: ``'float'``, ``'binary'``, ``'ternary'`` or ``'ws'``.
         width: channels of the first stage.
@@ -46,8 +47,8 @@ def stol_ms_resnet18(
         >>> stol_ms_resnet18(width=8)(torch.rand(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
-    parts = Parts(conv=blocks.choice("synapse", synapse, blocks.SYNAPSES))
-    node = blocks.neuron_factory(neuron, num_steps, **(neuron_options or {}))
+    parts = Parts(conv=factories.choice("synapse", synapse, factories.SYNAPSES))
+    node = factories.neuron_factory(neuron, num_steps, **(neuron_options or {}))
 
     def block(channels: int, out_channels: int, stride: int) -> nn.Module:
         enter = [node(), parts.conv_norm(channels, out_channels, 3, stride)]
@@ -67,7 +68,7 @@ def stol_ms_resnet18(
     )
 
 
-@blocks.cite(PAPER)
+@factories.cite(PAPER)
 def stol_vgg11(
     num_classes: int = 10,
     in_channels: int = 2,
@@ -86,7 +87,7 @@ def stol_vgg11(
         num_classes: outputs of the readout.
         in_channels: C of the input.
         num_steps: as in :func:`stol_ms_resnet18`, and so are all others.
-        neuron: a name of :data:`~.blocks.LIF`, a registered name, or a factory.
+        neuron: a name of :data:`~.factories.LIF`, a registered name, or a factory.
         neuron_options: further arguments of a named neuron.
         synapse: ``'float'``, ``'binary'``, ``'ternary'`` or ``'ws'``.
         dropout: of the features, one mask for all steps.
@@ -101,8 +102,8 @@ def stol_vgg11(
         >>> stol_vgg11(width=8)(torch.rand(1, 2, 48, 48)).shape
         torch.Size([1, 10])
     """
-    parts = Parts(conv=blocks.choice("synapse", synapse, blocks.SYNAPSES), bias=True)
-    node = blocks.neuron_factory(neuron, num_steps, **(neuron_options or {}))
+    parts = Parts(conv=factories.choice("synapse", synapse, factories.SYNAPSES), bias=True)
+    node = factories.neuron_factory(neuron, num_steps, **(neuron_options or {}))
 
     def unit(channels: int, out_channels: int, first: bool) -> Iterable[nn.Module]:
         return [parts.conv_norm(channels, out_channels, stem=first), node()]
@@ -118,7 +119,7 @@ def stol_vgg11(
     return blocks.network(step_mode, features=features, readout=readout)
 
 
-@blocks.cite(PAPER)
+@factories.cite(PAPER)
 def stol_sew_resnet34(
     num_classes: int = 1000,
     in_channels: int = 3,
@@ -135,7 +136,7 @@ def stol_sew_resnet34(
         num_classes: outputs of the readout.
         in_channels: C of the input.
         num_steps: as in :func:`stol_ms_resnet18`, and so are all others.
-        neuron: a name of :data:`~.blocks.LIF`, a registered name, or a factory.
+        neuron: a name of :data:`~.factories.LIF`, a registered name, or a factory.
         neuron_options: further arguments of a named neuron.
         synapse: ``'float'``, ``'binary'`` or ``'ternary'``, for all convolutions but the first.
         step_mode: ``'s'`` or ``'m'``.
@@ -149,10 +150,10 @@ def stol_sew_resnet34(
         ...     stol_sew_resnet34(num_classes=5).fc
         Linear(in_features=512, out_features=5, bias=True)
     """
-    node = blocks.neuron_factory(neuron, num_steps, **(neuron_options or {}))
+    node = factories.neuron_factory(neuron, num_steps, **(neuron_options or {}))
     net = sew_resnet.sew_resnet34(cnf="ADD", spiking_neuron=node, num_classes=num_classes)
     if synapse != "float":
-        blocks.choice("synapse", synapse, dict.fromkeys(("float", *KINDS)))
+        factories.choice("synapse", synapse, dict.fromkeys(("float", *KINDS)))
         quantize_synapses(net, synapse)
     if in_channels != net.conv1.in_channels:
         net.conv1 = layer.Conv2d(in_channels, net.conv1.out_channels, 7, 2, 3, bias=False)
