@@ -1,7 +1,5 @@
 """A neuron of my own: LIF with a soft reset."""
 
-from typing import Any
-
 from spikingjelly.activation_based import surrogate
 from torch import Tensor
 
@@ -51,11 +49,9 @@ class MyNode(OnlineNode):
         """For a presynaptic trace."""
         return self.decay
 
-    def single_step_functional_forward(
-        self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: Any
-    ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
-        """One step; x and v [N, ...]. Sequences follow from it."""
-        x, v = inputs[0], states[0]
-        m = self.decay * (v if self.temporal_grad else v.detach()) + x
+    def step(self, x: Tensor, states: tuple[Tensor, ...], t: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Spikes and new states of one step; x and v [N, ...]. Sequences, and the cut in time, follow from it."""
+        (v,) = states
+        m = self.decay * v + x
         s = self.surrogate_function(m - self.v_threshold)
-        return (s.to(x.dtype),), (m - s,)
+        return s, (m - s,)

@@ -1,7 +1,8 @@
 """The neurons of the papers, on SpikingJelly's contract."""
 
 from . import host
-from .base import OnlineNode, set_backend
+from .backend import set_backend
+from .base import OnlineNode
 from .empf.fold import fold_membrane_norm
 from .empf.node import EMPFNode
 from .hdlif import HDLIFNode

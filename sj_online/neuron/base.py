@@ -1,6 +1,5 @@
 """What the neurons of this package share: backend, full-precision state, per-step parameters, the cut in time."""
 
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -121,10 +120,6 @@ class OnlineNode(BaseNode):
         else:
             self.register_buffer(f"raw_{name}", raw)
 
-    def _clock(self, states: tuple[Any, ...], steps: int) -> tuple[int, tuple[int, ...]]:
-        """The time index (0 if parameters are shared by all steps), and what follows the tensors in the new states."""
-        return (0, ()) if self.num_steps is None else (states[-1], (states[-1] + steps,))
-
     def _at(self, value: Tensor, t: int, steps: int, dtype: torch.dtype) -> Tensor:
         """The values [1] or [steps] of a parameter for the steps from t on, in the dtype of the state."""
         return (value if self.num_steps is None else value[t : t + steps]).to(dtype)
@@ -142,36 +137,80 @@ class OnlineNode(BaseNode):
                 f" reset; allowed are at most {self.num_steps}"
             )
         dtype = _state_dtype(x)
-        values: list[Any] = [
+        values = (
             v.to(dtype=dtype, device=x.device) if isinstance(v, Tensor) else torch.full_like(x, v, dtype=dtype)
             for v in fitted.values()
-        ]
-        return (*values, t) if self.num_steps is not None else tuple(values)
+        )
+        return self._join(tuple(values), t)
 
-    def sequence(self, x_seq: Tensor, states: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...], Tensor | None]:
-        """All steps of ``x_seq`` [T, N, ...]; here one after the other, see the subclasses for a true sequence form.
+    def step(self, x: Tensor, states: tuple[Tensor, ...], t: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The equation of a neuron, in autograd, for step t (0 if all steps share their parameters).
+
+        Args:
+            x: input current [N, ...].
+            states: every recurrent value [N, ...], v first, in full precision; detached if not temporal_grad.
+            t: time index.
+
+        Returns:
+            The spikes and the new states [N, ...].
+        """
+        raise NotImplementedError
+
+    def sequence(
+        self, x_seq: Tensor, states: tuple[Tensor, ...], t: int
+    ) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
+        """T steps from t on; here one after the other, see the subclasses for a true sequence form.
 
         Returns:
             Spikes [T, N, ...], states behind the last step, and with ``store_v_seq`` the potentials [T, N, ...].
         """
         s_seq, v_seq = [], []
-        for x in x_seq:
-            (s,), states = self.single_step_functional_forward((x,), states)
+        for k, x in enumerate(x_seq):
+            s, states = self._step(x, states, t + k if self.num_steps else 0)
             s_seq.append(s)
             v_seq.append(states[0])
         return torch.stack(s_seq), states, torch.stack(v_seq) if self.store_v_seq else None
+
+    def _step(self, x: Tensor, states: tuple[Tensor, ...], t: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        if not self.temporal_grad:
+            states = tuple(v.detach() for v in states)
+        s, states = self.step(x, states, t)
+        return s.to(x.dtype), states
+
+    def _sequence(self, x_seq: Tensor, states: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...], Tensor | None]:
+        """:meth:`sequence` with the time index among the states."""
+        tensors, t = self._split(states)
+        s_seq, tensors, v_seq = self.sequence(x_seq, tensors, t)
+        return s_seq, self._join(tensors, t + x_seq.shape[0]), v_seq
+
+    def _split(self, states: tuple[Any, ...]) -> tuple[tuple[Tensor, ...], int]:
+        return (states, 0) if self.num_steps is None else (states[:-1], states[-1])
+
+    def _join(self, tensors: tuple[Tensor, ...], t: int) -> tuple[Any, ...]:
+        return tensors if self.num_steps is None else (*tensors, t)
+
+    def single_step_functional_forward(
+        self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: Any
+    ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+        """See the host's MemoryModule; inputs [N, ...]. On CuPy a step is a sequence of one."""
+        x, (tensors, t) = inputs[0], self._split(states)
+        if self.runs_on(x) == "cupy":
+            s_seq, tensors, _ = self.sequence(x[None], tensors, t)
+            return (s_seq[0],), self._join(tensors, t + 1)
+        s, tensors = self._step(x, tensors, t)
+        return (s,), self._join(tensors, t + 1)
 
     def multi_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: Any
     ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
         """See the host's MemoryModule; inputs [T, N, ...]."""
-        s_seq, states, _ = self.sequence(inputs[0], states)
+        s_seq, states, _ = self._sequence(inputs[0], states)
         return (s_seq,), states
 
     def multi_step_forward(self, x_seq: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run x_seq [T, N, ...] and keep the states; with ``store_v_seq`` also their potentials as ``v_seq``."""
         states = self.materialize_states((x_seq,), tuple(self._memories.values()), "m")
-        s_seq, states, v_seq = self.sequence(x_seq, states)
+        s_seq, states, v_seq = self._sequence(x_seq, states)
         for name, value in zip(self._memories, states, strict=True):
             self._memories[name] = value
         self.v_seq = v_seq if self.store_v_seq else None
@@ -187,39 +226,3 @@ class OnlineNode(BaseNode):
 
 def _state_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
-
-
-def logit(p: float) -> float:
-    """The inverse of the sigmoid, for p in (0, 1)."""
-    return math.log(p / (1 - p))
-
-
-def natural(value: Tensor) -> str:
-    """A parameter [1] or [T] for a repr, e.g. ``0.5`` or ``[0.5, 0.4]``."""
-    numbers = [float(f"{v:.4g}") for v in value.tolist()]
-    return str(numbers[0] if len(numbers) == 1 else numbers)
-
-
-def set_backend(net: nn.Module, backend: str, instance: type[OnlineNode] | None = None) -> None:
-    """Set the backend of every neuron of this package in ``net``.
-
-    Args:
-        net: any network.
-        backend: ``'torch'``, ``'cupy'`` or ``'auto'``.
-        instance: only neurons of this class; None: all.
-
-    Raises:
-        ValueError: a backend that is unknown or not supported by one of the neurons.
-
-    Example:
-        >>> from sj_online.neuron import EMPFNode
-        >>> net = nn.Sequential(nn.Linear(2, 3), EMPFNode())
-        >>> set_backend(net, "auto")
-        >>> net[1].backend
-        'auto'
-    """
-    if backend not in BACKENDS:
-        raise ValueError(f"backend={backend!r} is not one of {', '.join(map(repr, BACKENDS))}")
-    for module in net.modules():
-        if isinstance(module, instance or OnlineNode):
-            module.backend = backend

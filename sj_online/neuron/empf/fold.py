@@ -1,6 +1,6 @@
 """Fold the membrane batch normalisation of EM-PF into its leak and its input, for inference."""
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -57,17 +57,14 @@ class FoldedEMPFNode(OnlineNode):
         """Plain torch."""
         return ("torch", "auto")
 
-    def single_step_functional_forward(
-        self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: Any
-    ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
-        """One step; inputs [N, C, ...]."""
-        x, v = inputs[0], states[0]
-        t, clock = self._clock(states, 1)
+    def step(self, x: Tensor, states: tuple[Tensor, ...], t: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See :meth:`OnlineNode.step`; x [N, C, ...]."""
+        (v,) = states
         channels = (1, -1, *(1 for _ in x.shape[2:]))
         decay, scale, shift = (self._at(p, t, 1, v.dtype).view(channels) for p in (self.decay, self.scale, self.shift))
         m = reference.charge(scale * x - shift, v, decay)
         s, v = reference.fire(m, self._at(self.threshold, t, 1, v.dtype)[0], self.spike_bits, self.temporal_grad)
-        return (s.to(x.dtype),), (v, *clock)
+        return s, (v,)
 
 
 @torch.no_grad()

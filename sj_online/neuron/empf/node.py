@@ -1,11 +1,10 @@
 """The EM-PF neuron: parameters and state; the equations are in :mod:`sj_online.neuron.empf.reference`."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from ..base import BACKENDS, OnlineNode, logit, natural
+from ..base import BACKENDS, OnlineNode
+from ..units import logit, natural
 from . import reference
 from .op import empf
 
@@ -114,44 +113,38 @@ class EMPFNode(OnlineNode):
             self.raw_decay.data.fill_(logit(leak))
         return inside
 
-    def single_step_functional_forward(
-        self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: Any
-    ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
-        """One step in autograd, or on CuPy a sequence of one; inputs [N, ...]."""
-        x, v = inputs[0], states[0]
-        if self.runs_on(x) == "cupy":
-            s_seq, states, _ = self.sequence(x[None], states)
-            return (s_seq[0],), states
-        t, clock = self._clock(states, 1)
+    def step(self, x: Tensor, states: tuple[Tensor, ...], t: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See :meth:`OnlineNode.step`."""
+        (v,) = states
         decay, threshold = (self._at(p, t, 1, v.dtype)[0] for p in (self.decay, self.threshold))
         if self.parallel:
-            s, _ = reference.fire(x.to(v.dtype), threshold, self.spike_bits, self.temporal_grad)
-            return (s.to(x.dtype),), (v, *clock)
-        m = reference.charge(x, v if self.temporal_grad else v.detach(), decay)
+            return reference.fire(x.to(v.dtype), threshold, self.spike_bits, self.temporal_grad)[0], states
+        m = reference.charge(x, v, decay)
         if self.membrane_norm:
             alpha, beta = (self._at(p.sigmoid(), t, 1, v.dtype)[0] for p in (self.raw_alpha, self.raw_beta))
             m = reference.normalize(m, self.membrane_norm[t], alpha, beta)
         s, v = reference.fire(m, threshold, self.spike_bits, self.temporal_grad)
-        return (s.to(x.dtype),), (v, *clock)
+        return s, (v,)
 
-    def sequence(self, x_seq: Tensor, states: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...], Tensor | None]:
+    def sequence(
+        self, x_seq: Tensor, states: tuple[Tensor, ...], t: int
+    ) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
         """All T steps in one operator, step by step with membrane_norm; see :meth:`OnlineNode.sequence`."""
         if self.membrane_norm:
-            return super().sequence(x_seq, states)
-        v, steps, backend = states[0], x_seq.shape[0], self.runs_on(x_seq)
-        t, clock = self._clock(states, steps)
+            return super().sequence(x_seq, states, t)
+        (v,), steps, backend = states, x_seq.shape[0], self.runs_on(x_seq)
         decay, threshold = (self._at(p, t, steps, v.dtype) for p in (self.decay, self.threshold))
         if self.parallel and backend == "torch":
             threshold = threshold.view(-1, *(1 for _ in v.shape))
             s_seq, _ = reference.fire(x_seq.to(v.dtype), threshold, self.spike_bits, self.temporal_grad)
-            return s_seq.to(x_seq.dtype), (v, *clock), v.expand_as(x_seq)
+            return s_seq.to(x_seq.dtype), states, v.expand_as(x_seq)
         learns = torch.is_grad_enabled()
         keep = "v" if self.store_v_seq or (learns and decay.requires_grad) else "fired" if learns else ""
         x_seq, v0 = x_seq.contiguous(), v.contiguous()  # so that every backend and the compiler agree on all strides
         s_seq, v_last, v_seq = empf(x_seq, v0, decay, threshold, self.spike_bits, keep, self.temporal_grad, backend)
         if self.parallel:
-            return s_seq, (v, *clock), v.expand_as(x_seq)
-        return s_seq, (v_last, *clock), v_seq
+            return s_seq, states, v.expand_as(x_seq)
+        return s_seq, (v_last,), v_seq
 
     def extra_repr(self) -> str:
         """The neuron's arguments, decay and threshold in natural units."""

@@ -1,13 +1,13 @@
 """The LM-H neuron: parameters and state; the equations are in :mod:`sj_online.neuron.lmh.reference`."""
 
 import math
-from typing import Any
 
 import torch
 from spikingjelly.activation_based import surrogate
 from torch import Tensor
 
-from ..base import BACKENDS, OnlineNode, logit, natural
+from ..base import BACKENDS, OnlineNode
+from ..units import logit, natural
 from . import reference
 from .op import lmh
 
@@ -111,39 +111,32 @@ class LMHNode(OnlineNode):
         factors = (self.mu_d, self.mu_s, self.lambda_s, self.lambda_d)
         return torch.stack([self._at(p, t, steps, dtype) for p in factors])
 
-    def single_step_functional_forward(
-        self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: Any
-    ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
-        """One step in autograd, or on CuPy a sequence of one; inputs [N, ...]."""
-        x, v, v_d = inputs[0], states[0], states[1]
-        if self.runs_on(x) == "cupy":
-            o_seq, states, _ = self.sequence(x[None], states)
-            return (o_seq[0],), states
-        t, clock = self._clock(states, 1)
-        if not self.temporal_grad:
-            v, v_d = v.detach(), v_d.detach()
+    def step(self, x: Tensor, states: tuple[Tensor, ...], t: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See :meth:`OnlineNode.step`."""
+        v, v_d = states
         factors = self._factors(t, 1, v.dtype)[:, 0]
         o, v_d, v = reference.step(x, v_d, v, factors, self.v_threshold, self.surrogate_function)
-        return (o.to(x.dtype),), (v, v_d, *clock)
+        return o, (v, v_d)
 
-    def sequence(self, x_seq: Tensor, states: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...], Tensor | None]:
+    def sequence(
+        self, x_seq: Tensor, states: tuple[Tensor, ...], t: int
+    ) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
         """All T steps in one operator if H' is the triangle; see :meth:`OnlineNode.sequence`."""
         if not self._is_triangle():
-            return super().sequence(x_seq, states)
-        v, v_d, steps = states[0], states[1], x_seq.shape[0]
-        t, clock = self._clock(states, steps)
+            return super().sequence(x_seq, states, t)
+        v, v_d = states
         o_seq, v_d, v, _, v_seq = lmh(
             x_seq.contiguous(),
             v_d.contiguous(),
             v.contiguous(),
-            self._factors(t, steps, v.dtype),
+            self._factors(t, x_seq.shape[0], v.dtype),
             self.v_threshold,
             self.surrogate_function.alpha,
             self.store_v_seq or torch.is_grad_enabled(),
             self.temporal_grad,
             self.runs_on(x_seq),
         )
-        return o_seq, (v, v_d, *clock), v_seq
+        return o_seq, (v, v_d), v_seq
 
     def extra_repr(self) -> str:
         """The neuron's arguments, factors in natural units."""
