@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 
 from sj_online import data, registry
 from sj_online.data import Images
+from sj_online.files import replacing
 from sj_online.recipe import Device, Recipe
-from sj_online.rundir import replacing
 from sj_online.trainer import Rule, param_groups
 
 
@@ -166,12 +166,11 @@ class Session:
 
 
 def _fabric(device: Device) -> Fabric:
-    if device.accelerator != "auto" or device.precision == "16-mixed":
-        on_gpu = device.accelerator != "cpu" and torch.cuda.is_available()
-        if device.accelerator == "cuda" and not on_gpu:
-            raise ValueError("fabric.accelerator=cuda, but there is no CUDA device; use auto or cpu")
-        if device.precision == "16-mixed" and not on_gpu:
-            raise ValueError("fabric.precision=16-mixed needs a GPU; use bf16-mixed or 32-true")
+    on_gpu = device.accelerator != "cpu" and torch.cuda.is_available()
+    if device.accelerator == "cuda" and not on_gpu:
+        raise ValueError("fabric.accelerator=cuda, but there is no CUDA device; use auto or cpu")
+    if device.precision == "16-mixed" and not on_gpu:
+        raise ValueError("fabric.precision=16-mixed needs a GPU; use bf16-mixed or 32-true")
     if device.threads is not None:
         torch.set_num_threads(device.threads)
     return Fabric(accelerator=device.accelerator, devices=device.devices, precision=device.precision)

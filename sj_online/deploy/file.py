@@ -9,8 +9,6 @@ The tensors are the network's ``state_dict`` with the latent weight of each quan
 
 import json
 import math
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from torch import Tensor, nn
 from sj_online import registry
 from sj_online.deploy.pack import pack, packed_size
 from sj_online.deploy.runtime import pack_synapse
+from sj_online.files import replacing
 from sj_online.layer.quant import QuantConv2d, QuantLinear
 
 FORMAT = 1
@@ -52,6 +51,7 @@ def export(
         ValueError: ``model`` is not registered, or ``kwargs`` or ``metadata`` are not JSON.
 
     Example:
+        >>> import tempfile
         >>> from sj_online.layer import BinaryLinear
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     export(nn.Sequential(BinaryLinear(4, 2)), f"{folder}/net.safetensors")
@@ -76,7 +76,9 @@ def export(
     except (TypeError, ValueError) as error:
         raise ValueError(f"kwargs and metadata must be JSON values: {error}") from error
     # Cloned: safetensors refuses tensors that share memory, such as tied weights.
-    _write(Path(path), save({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, {_KEY: text}))
+    content = save({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, {_KEY: text})
+    with replacing(Path(path)) as temporary:
+        temporary.write_bytes(content)
 
 
 def load(path: str | Path, net: nn.Module | None = None) -> nn.Module:
@@ -116,17 +118,6 @@ def read_header(path: str | Path) -> dict[str, Any]:
 
 def _join(module: str, name: str) -> str:
     return f"{module}.{name}" if module else name
-
-
-def _write(path: Path, content: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as temporary:
-        try:
-            temporary.write(content)
-            temporary.close()
-            os.replace(temporary.name, path)
-        except BaseException:
-            os.unlink(temporary.name)
-            raise
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
