@@ -6,9 +6,10 @@ What a user gets wrong is one line on stderr and exit code 2. PyTorch is importe
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -63,7 +64,7 @@ def evaluate(args: Namespace, _: ArgumentParser) -> None:
     """Print the accuracy on the test data."""
     from sj_online import run
 
-    session = run.open_run(args.source, checkpoint=args.checkpoint, root=args.data)
+    session = run.open_run(args.source, checkpoint=args.checkpoint, root=args.data, precision=args.precision)
     test = session.splits.test
     print(f"accuracy {session.accuracy(test):.4f} ({len(test)} test images of {session.config.dataset.name})")
 
@@ -95,10 +96,13 @@ def _parsers(argv: Sequence[str]) -> tuple[ArgumentParser, dict[str, ArgumentPar
     known = ", ".join(recipe.names())
     each["train"].add_argument("--recipe", default="digits", help=f"a YAML file, or one of: {known}")
     each["train"].add_argument("--data", help="folder of the data set; the digits need none")
-    each["train"].add_argument("--out", help="directory of the run (default: runs/RECIPE)")
+    each["train"].add_argument("--out", help="directory of the run; runs/RECIPE if not given")
     each["train"].add_argument("--resume", action="store_true", help="go on after the last checkpoint in --out")
     each["eval"].add_argument("source", help="directory of a run, or a packed file")
-    each["eval"].add_argument("--data", help="folder of the data set (default: the one trained with)")
+    each["eval"].add_argument("--data", help="folder of the data set, if not the one trained with")
+    each["eval"].add_argument(
+        "--precision", choices=get_args(recipe.Precision), help="fabric.precision, if not the one trained with"
+    )
     each["export"].add_argument("run", help="directory of a run")
     each["export"].add_argument("--to", required=True, help="the .safetensors file to write")
     for name in ("eval", "export"):
@@ -125,12 +129,14 @@ def _source(argv: Sequence[str]) -> Path:
 
 
 def _same(config: Recipe, directory: RunDirectory) -> None:
-    """Raise if a run was begun with another recipe."""
-    asked, begun = (each.to_yaml().splitlines() for each in (config, directory.recipe()))
-    if asked != begun:
-        changed = ", ".join(line.strip() for line in begun if line not in asked)
+    """Raise if a run was begun with another recipe; where it runs and where its data lie may change."""
+    begun = directory.recipe()
+    begun = replace(begun, fabric=config.fabric, dataset=replace(begun.dataset, root=config.dataset.root))
+    if begun != config:
+        asked = config.to_yaml().splitlines()
+        changed = ", ".join(line.strip() for line in begun.to_yaml().splitlines() if line not in asked)
         raise ValueError(
-            f"{directory.path} was begun with another recipe ({changed}): leave these options as they were"
+            f"{directory.path} was begun with another recipe ({changed}): resume with that one, or give another --out"
         )
 
 

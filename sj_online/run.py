@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from sj_online import deploy, recipe
 from sj_online.analysis import SavedBytes
-from sj_online.recipe import Recipe
+from sj_online.recipe import Device, Precision, Recipe
 from sj_online.rundir import RunDirectory
 from sj_online.session import Session
 
@@ -132,13 +132,16 @@ def _summary(session: Session, progress: Progress) -> dict[str, Any]:
     }
 
 
-def open_run(source: str | Path, *, checkpoint: str = "last", root: str | None = None) -> Session:
+def open_run(
+    source: str | Path, *, checkpoint: str = "last", root: str | None = None, precision: Precision | None = None
+) -> Session:
     """The trained network of a run directory or a packed file, with its data.
 
     Args:
         source: a run directory or a file that :func:`export` wrote.
         checkpoint: ``'last'`` or ``'best'``, of a run directory.
         root: folder of the data; None for the one of the recipe.
+        precision: ``fabric.precision``; None for the one of the recipe.
 
     Raises:
         ValueError: one line that names what cannot be read.
@@ -151,7 +154,7 @@ def open_run(source: str | Path, *, checkpoint: str = "last", root: str | None =
     else:
         net, config = None, directory.recipe()
     config.dataset.root = root or config.dataset.root
-    config.fabric.devices = 1
+    config.fabric = Device("auto", 1, precision or config.fabric.precision, config.fabric.threads)
     session = Session(config, net)
     if not packed:
         session.load(directory.checkpoint(checkpoint), training=False)
@@ -170,7 +173,7 @@ def export(source: str | Path, to: str | Path, *, checkpoint: str = "last") -> N
         ValueError: no run, or no readable checkpoint.
     """
     RunDirectory(source).recipe()
-    session = open_run(source, checkpoint=checkpoint)
+    session = open_run(source, checkpoint=checkpoint, precision="32-true")
     config = replace(session.config, dataset=replace(session.config.dataset, root=None))
     deploy.export(session.net, to, model=config.model.name, kwargs=session.kwargs, metadata={"recipe": asdict(config)})
 

@@ -2,6 +2,7 @@ import json
 import re
 
 import pytest
+import torch
 from safetensors import safe_open
 
 from sj_online import registry, run
@@ -40,6 +41,15 @@ def test_eval_of_the_directory_is_the_test_accuracy(run_dir, capsys):
     assert main(["eval", str(run_dir)]) == 0
     expected = json.loads((run_dir / "summary.json").read_text())["test_accuracy"]
     assert accuracy(capsys.readouterr().out) == pytest.approx(expected, abs=5e-5)
+
+
+def test_eval_in_another_precision(run_dir, capsys, monkeypatch):
+    seen = []
+    predict = run.Session.predict
+    monkeypatch.setattr(run.Session, "predict", lambda self, x: seen.append(predict(self, x)) or seen[-1])
+    assert main(["eval", str(run_dir), "--precision=bf16-mixed"]) == 0
+    assert accuracy(capsys.readouterr().out) > 0.3
+    assert {output.dtype for output in seen} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("checkpoint", ["last", "best"])

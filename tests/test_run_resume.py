@@ -107,6 +107,14 @@ def test_resume_refuses_another_recipe(run_dir, tiny, capsys):
     assert "was begun with another recipe (lr: 0.1)" in capsys.readouterr().err
 
 
+def test_resume_may_change_the_device(tmp_path, run_dir, tiny):
+    out = shutil.copytree(run_dir, tmp_path / "run")
+    (out / "summary.json").unlink()
+    assert main(["train", "--out", str(out), *tiny, "--fabric.accelerator=cpu", "--fabric.threads=2", "--resume"]) == 0
+    assert "accelerator: cpu" in (out / "config.yaml").read_text()
+    assert_same_run(out, run_dir)
+
+
 def test_another_seed_is_another_run(tmp_path, run_dir, tiny):
     """The control of the comparisons above."""
     assert main(["train", "--out", str(tmp_path / "run"), *tiny, "--seed=1"]) == 0

@@ -1,4 +1,8 @@
 import json
+import multiprocessing
+import os
+import socket
+import sys
 from dataclasses import replace
 
 import pytest
@@ -6,6 +10,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sj_online import recipe, run
+from sj_online.cli import main
 from sj_online.recipe import Model, Recipe, Train
 from sj_online.session import Session
 
@@ -103,3 +108,30 @@ def test_draws_of_an_epoch_depend_on_seed_and_epoch_alone():
     first = draw(1)
     assert not torch.equal(first, draw(2))
     assert torch.equal(first, draw(1))
+
+
+def rank_of_torchrun(rank, port, arguments):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
+    os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    sys.exit(main(arguments))
+
+
+def test_two_processes_train_one_network(tmp_path, tiny):
+    """Each takes half of every batch; the first writes the run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = ["train", "--out", str(tmp_path / "run"), *tiny, "--fabric.devices=2", "--fabric.accelerator=cpu"]
+    fork = multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=rank_of_torchrun, args=(rank, port, arguments)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+        assert process.exitcode == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert lines[1]["loss"] < lines[0]["loss"]
+    steps = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["net"]["1.num_batches_tracked"]
+    assert steps == 2 * 2 * (1077 // 2 // 32)  # epochs, T, batches of 32 for each process
+    assert main(["eval", str(tmp_path / "run")]) == 0

@@ -12,6 +12,8 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
 
 @dataclass
 class Model:
@@ -87,7 +89,7 @@ class Device:
 
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     devices: int = 1
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    precision: Precision = "32-true"
     threads: int | None = None
 
     def __post_init__(self) -> None:
