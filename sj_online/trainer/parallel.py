@@ -36,7 +36,8 @@ def average(tensors: Iterable[Tensor | None]) -> None:
 
 
 def from_first(tensor: Tensor) -> Tensor:
-    """The tensor of rank 0, on every rank."""
+    """The tensor of rank 0, on every rank; one on the CPU also where the ranks meet on GPUs."""
+    objects = [tensor]
     if world_size() > 1:
-        dist.broadcast(tensor, 0)
-    return tensor
+        dist.broadcast_object_list(objects, src=0)
+    return objects[0]
