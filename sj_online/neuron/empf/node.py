@@ -116,10 +116,10 @@ class EMPFNode(OnlineNode):
     def step(self, x: Tensor, states: tuple[Tensor, ...], t: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See :meth:`OnlineNode.step`."""
         (v,) = states
-        decay, threshold = (self._at(p, t, 1, v.dtype)[0] for p in (self.decay, self.threshold))
+        threshold = self._at(self.threshold, t, 1, v.dtype)[0]
         if self.parallel:
             return reference.fire(x.to(v.dtype), threshold, self.spike_bits, self.temporal_grad)[0], states
-        m = reference.charge(x, v, decay)
+        m = reference.charge(x, v, self._at(self.decay, t, 1, v.dtype)[0])
         if self.membrane_norm:
             alpha, beta = (self._at(p.sigmoid(), t, 1, v.dtype)[0] for p in (self.raw_alpha, self.raw_beta))
             m = reference.normalize(m, self.membrane_norm[t], alpha, beta)
