@@ -30,8 +30,9 @@ def compile_kernels(source: str, names: list[str], options: tuple[str, ...]) -> 
     return ""
 
 
-def test_every_instance_compiles_as_cupy_compiles_it(instances: dict[Path, list[str]]) -> None:
-    for path, names in instances.items():
+def test_every_vector_instance_compiles_as_cupy_compiles_it(instances: dict[Path, list[str]]) -> None:
+    for path, every_name in instances.items():
+        names = [name for name in every_name if name.endswith(f" {loader.LANES}>")]
         assert not compile_kernels(loader.source(path), names, loader.OPTIONS)
 
 
