@@ -52,7 +52,7 @@ def check_node(
 
     Example:
         >>> from sj_online.neuron import EMPFNode
-        >>> check_node(EMPFNode, smooth=True)  # doctest: +SKIP
+        >>> check_node(EMPFNode, smooth=True)
     """
     checks = {check.__name__: check for check in CHECKS if smooth or check is not execution.gradcheck}
     if unknown := set(known_failures) - set(checks):
