@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from spikingjelly.activation_based import base
 from torch import Tensor, nn
 from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 
@@ -53,18 +54,21 @@ class Emission:
         before = torch.zeros_like(v) if self.v is None else self.v
         # Over a potential of zero the ratio is infinite, with the sign of the potential now.
         ratio = torch.where(before == 0, v.sign() * torch.inf, v / before).nan_to_num(0.0, torch.inf, -torch.inf)
-        self.e = ratio.clamp(-leak, leak)
+        bound = torch.as_tensor(leak).to(v)
+        self.e = ratio.clamp(-bound, bound)
         self.v = v
         self.t += 1
         return self.a
 
-    def around(self, node: nn.Module) -> Callable[[Tensor], Tensor]:
+    def around(self, node: base.MemoryModule) -> Callable[[Tensor], Tensor]:
         """The forward of ``node`` with the trace beside its spikes."""
         inner = node.forward
 
         def forward(x: Tensor) -> Tensor:
             s = inner(unpack_dual(x).primal)
-            a = self.add(s.detach(), node.v.detach().expand_as(s), leak.of_neuron(node, self.t))
+            decay = leak.of_neuron(node, self.t)
+            assert decay is not None
+            a = self.add(s.detach(), node.v.detach().expand_as(s), decay)
             return make_dual(s, a.to(s.dtype))
 
         return forward

@@ -1,7 +1,7 @@
 """Which neurons a synapse reaches and which feed it: reachability in the autograd graph of a dry run."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,7 +61,7 @@ class _Record:
         output = get_gradient_edge(y).node if y.requires_grad else None
         self.calls.setdefault(name, []).append(_Call(self.step, _above(x), output, not x.any()))
 
-    def place(self, calls: Iterable[_Call]) -> Place:
+    def place(self, calls: list[_Call]) -> Place:
         """The place of a synapse."""
         behind = {name: None for name, above in self.currents for call in calls if call.output in above}
         fed = [
