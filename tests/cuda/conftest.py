@@ -30,7 +30,7 @@ def instances_of(kernel: str, *flags: Iterable[str]) -> list[str]:
 INSTANCES = {
     empf_kernel.SOURCE: [
         *instances_of("empf_forward", empf_kernel.KEEP.values(), BOOLS),
-        *instances_of("empf_backward", ("float", "unsigned char"), BOOLS),
+        *instances_of("empf_backward", ("unsigned char", "float"), BOOLS),
     ],
     lmh_kernel.SOURCE: [*instances_of("lmh_forward", BOOLS), *instances_of("lmh_backward", BOOLS)],
 }

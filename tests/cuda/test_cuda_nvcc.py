@@ -3,7 +3,6 @@
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,9 +31,7 @@ def resources(text: str, tmp_path: Path) -> list[dict[str, str]]:
     return [match.groupdict() for match in REPORT.finditer(done.stderr)]
 
 
-def test_kernels_compile_without_spills(
-    instances: dict[Path, list[str]], tmp_path: Path, record_property: Callable[[str, object], None]
-) -> None:
+def test_kernels_compile_without_spills(instances: dict[Path, list[str]], tmp_path: Path) -> None:
     for kernel, every_name in instances.items():
         # The last instance of a kernel in bfloat16 has every flag set.
         names = list({name.split("<")[0]: name for name in every_name if "bfloat16" in name}.values())
@@ -42,7 +39,7 @@ def test_kernels_compile_without_spills(
         report = resources(f"{loader.source(kernel)}\nvoid instances() {{ {uses} }}", tmp_path)
         assert len(report) == len(names) * len(ARCHITECTURES)
         for row in report:
-            record_property(f"registers {row['arch']} {row['kernel']}", row["registers"])
+            print(f"{row['arch']} {row['kernel']}: {row['registers']} registers, {row['stores']} bytes spilled")
             assert (row["stack"], row["stores"], row["loads"]) == ("0", "0", "0"), row
 
 
