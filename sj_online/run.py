@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,7 @@ from sj_online import deploy, recipe
 from sj_online.analysis import SavedBytes
 from sj_online.recipe import Device, Precision, Recipe
 from sj_online.rundir import RunDirectory
-from sj_online.session import Session
-
-
-@dataclass
-class Progress:
-    """How far a run has come."""
-
-    epoch: int = 0
-    best_epoch: int = 0
-    best_val_accuracy: float = -1.0
-    train_seconds: float = 0.0
-    saved_bytes: int = 0
+from sj_online.session import Progress, Session
 
 
 def train(config: Recipe, out: str | Path, *, resume: bool = False) -> dict[str, Any]:
@@ -55,7 +44,7 @@ def train(config: Recipe, out: str | Path, *, resume: bool = False) -> dict[str,
     say = partial(fabric.print, flush=True)
     with _claimed(fabric, directory, config, resume):
         if resume and last.exists():
-            progress = Progress(**session.load(last, training=True))
+            progress = session.load(last, training=True)
             say(f"resuming after epoch {progress.epoch}")
         say(_headline(session, directory))
         if fabric.is_global_zero:
@@ -72,8 +61,8 @@ def train(config: Recipe, out: str | Path, *, resume: bool = False) -> dict[str,
             say(_line(config, metrics))
             if metrics["val_accuracy"] > progress.best_val_accuracy:
                 progress.best_epoch, progress.best_val_accuracy = progress.epoch, metrics["val_accuracy"]
-                session.save(directory.checkpoint("best"), asdict(progress))
-            session.save(last, asdict(progress))
+                session.save(directory.checkpoint("best"), progress)
+            session.save(last, progress)
         summary = _summary(session, progress)
         if fabric.is_global_zero:
             directory.finish(summary)

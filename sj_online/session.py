@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +20,17 @@ from sj_online.data import Images
 from sj_online.files import replacing
 from sj_online.recipe import Device, Recipe
 from sj_online.trainer import Rule, param_groups
+
+
+@dataclass
+class Progress:
+    """How far a run has come."""
+
+    epoch: int = 0
+    best_epoch: int = 0
+    best_val_accuracy: float = -1.0
+    train_seconds: float = 0.0
+    saved_bytes: int = 0
 
 
 class Session:
@@ -132,19 +144,19 @@ class Session:
             return value
         return float(cast(Tensor, self.fabric.all_reduce(torch.tensor(value, dtype=torch.float64), reduce_op="sum")))
 
-    def save(self, path: Path, progress: dict[str, Any]) -> None:
+    def save(self, path: Path, progress: Progress) -> None:
         """Write a checkpoint; until it is complete the old one stands."""
         state: dict[str, Any] = {
             "net": self.net,
             "optimizer": self.optimizer,
             "rule": self.rule.state_dict(),
             "precision": self.fabric.strategy.precision.state_dict(),
-            "progress": progress,
+            "progress": asdict(progress),
         }
         with replacing(path) if self.fabric.is_global_zero else nullcontext(path) as temporary:
             self.fabric.save(temporary, state)
 
-    def load(self, path: Path, training: bool) -> dict[str, Any]:
+    def load(self, path: Path, training: bool) -> Progress:
         """Read a checkpoint: the network, and for training all else; returns the progress.
 
         Raises:
@@ -160,7 +172,7 @@ class Session:
                 self.optimizer.load_state_dict(state["optimizer"])
                 self.rule.load_state_dict(state["rule"])
                 self.fabric.strategy.precision.load_state_dict(state["precision"])
-            return state["progress"]
+            return Progress(**state["progress"])
         except Exception as error:  # damaged and foreign files fail in any way
             raise ValueError(f"{path} is truncated, damaged or not a checkpoint of this run") from error
 

@@ -125,8 +125,15 @@ def damage_shapes(path):
     torch.save(state, path)
 
 
+def damage_progress(path):
+    state = torch.load(path, weights_only=True)
+    state["progress"] = {"epoch": 1, "of": "another program"}
+    torch.save(state, path)
+
+
 @pytest.mark.parametrize(
-    "damage", [damage_truncate, damage_empty, damage_pickle, damage_torch_pickle, damage_keys, damage_shapes]
+    "damage",
+    [damage_truncate, damage_empty, damage_pickle, damage_torch_pickle, damage_keys, damage_shapes, damage_progress],
 )
 def test_checkpoint(tmp_path, monkeypatch, run_dir, tiny, fails, damage):
     monkeypatch.chdir(tmp_path)

@@ -47,6 +47,13 @@ def train_until_killed(arguments, name, nth):
     main(arguments)
 
 
+def killed(arguments, name, nth):
+    child = multiprocessing.get_context("fork").Process(target=train_until_killed, args=(arguments, name, nth))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+
+
 @pytest.mark.parametrize(
     ("name", "nth"),
     [
@@ -60,13 +67,20 @@ def train_until_killed(arguments, name, nth):
 )
 def test_killed_at_any_write_and_resumed_is_the_same_run(tmp_path, run_dir, tiny, name, nth):
     arguments = ["train", "--out", str(tmp_path / "run"), *tiny]
-    child = multiprocessing.get_context("fork").Process(target=train_until_killed, args=(arguments, name, nth))
-    child.start()
-    child.join()
-    assert child.exitcode == -signal.SIGKILL
+    killed(arguments, name, nth)
     assert not (tmp_path / "run" / "summary.json").exists()
     assert main([*arguments, "--resume"]) == 0
     assert_same_run(tmp_path / "run", run_dir)
+
+
+@pytest.mark.parametrize("rule", ["random_bp", "fptt"])
+def test_rules_that_draw_or_remember_resume_too(tmp_path, tiny, rule):
+    options = [*tiny, "--train.rule", rule, "--train.options={}"]
+    whole, broken = (["train", "--out", str(tmp_path / name), *options] for name in ("whole", "broken"))
+    assert main(whole) == 0
+    killed(broken, "last.ckpt", 2)
+    assert main([*broken, "--resume"]) == 0
+    assert_same_run(tmp_path / "broken", tmp_path / "whole")
 
 
 def test_a_directory_is_in_use_until_its_process_is_killed(tmp_path, run_dir, tiny, capsys):
