@@ -100,9 +100,9 @@ class OTTT(Rule):
                 raise ValueError(f"trace_decay[{name!r}]={value!r} is not in [0, 1]")
 
     def run(self, x: Tensor, y: Tensor) -> Iterator[Window]:
-        """The loop; the first time, behind a look at the network."""
-        if not self.places:
-            frames = Sequence(x, y, self.num_steps)
+        """The loop; the first time, behind a look at the network (a single step has no past to trace)."""
+        frames = Sequence(x, y, self.num_steps)
+        if not self.places and frames.T > 1:
             places = topology.find(self.net, frames)
             for name, place in places.items():
                 if name not in self.trace_decay and any(self._traced(name, place)):
