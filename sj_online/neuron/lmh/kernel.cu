@@ -70,7 +70,7 @@ lmh_backward(const scalar_t* grad_o, const float* grad_v_d_last, const float* gr
         const int slot = (t0 + k) * stride;
         const float* factor = factors + slot;
         const float mu_d = factor[0], mu_s = factor[P], lambda_s = factor[2 * P], lambda_d = factor[3 * P];
-        float sum_mu_d = 0, sum_mu_s = 0, sum_lambda_s = 0, sum_lambda_d = 0, grad_v_d[V];
+        float total[4] = {}, grad_v_d[V];
         if (grad_v_s_seq) load_add(grad_v_s_seq + row + k * N, G_m);
 #pragma unroll
         for (int i = 0; i < V; i++) {
@@ -79,19 +79,17 @@ lmh_backward(const scalar_t* grad_o, const float* grad_v_d_last, const float* gr
           G_m[i] += (slope < 0 ? 0 : slope) * grad[k][i];
           G_d[i] += lambda_d * G_m[i];
           grad_v_d[i] = G_d[i];
-          sum_mu_d += G_d[i] * v_d_before[k][i];
-          sum_mu_s += G_d[i] * v_s_before[k][i];
-          sum_lambda_s += G_m[i] * v_s_before[k][i];
-          sum_lambda_d += G_m[i] * v_d[i];
+          total[0] += G_d[i] * v_d_before[k][i];
+          total[1] += G_d[i] * v_s_before[k][i];
+          total[2] += G_m[i] * v_s_before[k][i];
+          total[3] += G_m[i] * v_d[i];
           G_m[i] = temporal_grad ? lambda_s * G_m[i] + mu_s * G_d[i] : 0;
           G_d[i] = temporal_grad ? mu_d * G_d[i] : 0;
           v_d[i] = v_d_before[k][i];
         }
         store(grad_x + row + k * N, grad_v_d);
-        add_to_slot(sums, slot, sum_mu_d);
-        add_to_slot(sums, P + slot, sum_mu_s);
-        add_to_slot(sums, 2 * P + slot, sum_lambda_s);
-        add_to_slot(sums, 3 * P + slot, sum_lambda_d);
+#pragma unroll
+        for (int i = 0; i < 4; i++) add_to_slot(sums, i * P + slot, total[i]);
       }
     };
     if (grad_v_d_last) load(grad_v_d_last + n, G_d);
