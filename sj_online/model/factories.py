@@ -77,13 +77,15 @@ def neuron_factory(neuron: str | NeuronFactory, num_steps: int | None = None, **
         options: further arguments of a named neuron.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or options for a factory.
 
     Example:
         >>> neuron_factory("empf", 4, threshold=0.25)().num_steps
         4
     """
     if not isinstance(neuron, str):
+        if options:
+            raise ValueError(f"neuron={neuron!r} is a factory, which takes its options itself; given: {options}")
         return neuron
     if neuron in LIF:
         return lambda: LIFNode(**deepcopy(LIF[neuron] | options))

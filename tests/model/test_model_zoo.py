@@ -171,6 +171,7 @@ def test_feedback_acts_from_the_second_step_on():
         ("hdlif_resnet18", {"parallel": "some"}, "parallel='some' is not one of 'none', 'half', 'all'"),
         ("hdlif_resnet18", {"attention": "seca3"}, "attention='seca3'"),
         ("hdlif_resnet18", {"neuron": "ottt_lif", "parallel": "all"}, "no parallel form"),
+        ("lmh_resnet18", {"neuron": nn.ReLU, "neuron_options": {"tau": 2.0}}, "takes its options itself"),
         ("lmh_resnet18", {"neuron": "nobody"}, "'nobody' is not a registered name"),
         ("lmh_resnet18", {"norm": "layer"}, "norm='layer' is not one of 'batch', 'step'"),
         ("lmh_vgg13", {"image_size": 16}, "image_size=16 is too small for 5 pools"),
