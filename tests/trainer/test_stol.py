@@ -10,6 +10,7 @@ from stol_networks import CLASSES, EXACT, N, T, batch, feedback, gradient, mlp, 
 from torch import nn
 
 from sj_online.analysis import SavedBytes
+from sj_online.neuron import EMPFNode, HDLIFNode, LMHNode, OnlineNode
 from sj_online.trainer import BPTT, SLTT, STOL
 
 
@@ -32,6 +33,18 @@ def test_with_all_steps_it_is_bptt_of_the_summed_loss(steps, k):
     net, (x, y) = mlp(), batch(4, steps=steps)
     oracle = gradient(BPTT(net, sgd(net), step_scale="sum"), x, y)
     torch.testing.assert_close(gradient(STOL(net, sgd(net), k), x, y), oracle, **EXACT)
+
+
+@pytest.mark.parametrize("node", [EMPFNode, HDLIFNode, LMHNode, neuron.ParametricLIFNode, neuron.IzhikevichNode])
+def test_any_neuron_will_do(node):
+    """Learnable leaks and thresholds, one per step too, and several states."""
+    ours = issubclass(node, OnlineNode)
+    for options in ({"num_steps": T}, {}) if ours else ({},):
+        net, (x, y) = mlp(), batch(4)
+        net[1], net[3] = node(**options).double(), node(**options).double()
+        oracle = gradient(BPTT(net, sgd(net), step_scale="sum"), x, y)
+        torch.testing.assert_close(gradient(STOL(net, sgd(net), T), x, y), oracle, **EXACT)
+        assert (gradient(STOL(net, sgd(net), 1), x, y) - oracle).abs().max() > 1e-6
 
 
 def test_with_one_step_it_is_sltt():

@@ -9,7 +9,7 @@ from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
 from sj_online.loss import over_window
-from sj_online.neuron import EMPFNode
+from sj_online.neuron import EMPFNode, LMHNode
 from sj_online.trainer import BPTT, SLTT, TimeSlicing
 
 T, N, CLASSES = 6, 4, 3
@@ -48,7 +48,7 @@ def equal(first, second):
 
 
 @pytest.mark.parametrize("mode", ["s", "m"])
-@pytest.mark.parametrize("node", [neuron.LIFNode, EMPFNode])
+@pytest.mark.parametrize("node", [neuron.LIFNode, EMPFNode, LMHNode, lambda: LMHNode(T)])
 def test_one_step_is_sltt_and_all_steps_are_bptt(mode, node):
     x, y = batch()
     nets = [network(node, mode=mode) for _ in range(5)]
