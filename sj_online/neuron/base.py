@@ -121,7 +121,10 @@ class OnlineNode(BaseNode):
             self.register_buffer(f"raw_{name}", raw)
 
     def _at(self, value: Tensor, t: int, steps: int, dtype: torch.dtype) -> Tensor:
-        """The values [1] or [steps] of a parameter for the steps from t on, in the dtype of the state."""
+        """The values [1] or [steps] of a parameter for the steps from t on, in the dtype of the state.
+
+        Of a raw parameter, before its sigmoid: what autograd then saves for a step does not grow with num_steps.
+        """
         return (value if self.num_steps is None else value[t : t + steps]).to(dtype)
 
     def materialize_states(self, inputs: tuple[Any, ...], states: tuple[Any, ...], step_mode: str) -> tuple[Any, ...]:

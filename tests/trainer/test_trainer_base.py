@@ -8,6 +8,7 @@ from torch import nn
 
 from sj_online.analysis import SavedBytes
 from sj_online.loss import over_window
+from sj_online.neuron import EMPFNode, HDLIFNode, LMHNode
 from sj_online.trainer import BPTT, SLTT, RandomBP, param_groups
 
 T, N = 6, 4
@@ -163,8 +164,24 @@ def test_random_draws_resume_from_state_dict(net):
 
 
 @pytest.mark.parametrize("make", [SLTT, RandomBP])
-def test_online_memory_does_not_depend_on_time(net, make):
-    peaks = {T: saved_bytes(make, net, T) for T in (2, 8, 32)}
+@pytest.mark.parametrize(
+    "node",
+    [
+        lambda T: neuron.LIFNode(**LIF),
+        EMPFNode,
+        LMHNode,
+        lambda T: HDLIFNode(T, parallel=True),
+        lambda T: HDLIFNode(T, membrane_norm=6),
+    ],
+    ids=["lif", "empf", "lmh", "parallel", "membrane_norm"],
+)
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_online_memory_does_not_depend_on_time(net, make, node, step_mode):
+    peaks = {}
+    for T in (2, 8, 32):
+        net[2] = node(T).double()
+        functional.set_step_mode(net, step_mode)
+        peaks[T] = saved_bytes(make, net, T)
     assert len(set(peaks.values())) == 1 and peaks[2] > 0
 
 

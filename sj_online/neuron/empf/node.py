@@ -116,12 +116,12 @@ class EMPFNode(OnlineNode):
     def step(self, x: Tensor, states: tuple[Tensor, ...], t: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See :meth:`OnlineNode.step`."""
         (v,) = states
-        threshold = self._at(self.threshold, t, 1, v.dtype)[0]
+        threshold = self._at(self.raw_threshold, t, 1, v.dtype).sigmoid()[0]
         if self.parallel:
             return reference.fire(x.to(v.dtype), threshold, self.spike_bits, self.temporal_grad)[0], states
-        m = reference.charge(x, v, self._at(self.decay, t, 1, v.dtype)[0])
+        m = reference.charge(x, v, self._at(self.raw_decay, t, 1, v.dtype).sigmoid()[0])
         if self.membrane_norm:
-            alpha, beta = (self._at(p.sigmoid(), t, 1, v.dtype)[0] for p in (self.raw_alpha, self.raw_beta))
+            alpha, beta = (self._at(p, t, 1, v.dtype).sigmoid()[0] for p in (self.raw_alpha, self.raw_beta))
             m = reference.normalize(m, self.membrane_norm[t], alpha, beta)
         s, v = reference.fire(m, threshold, self.spike_bits, self.temporal_grad)
         return s, (v,)
@@ -133,7 +133,8 @@ class EMPFNode(OnlineNode):
         if self.membrane_norm:
             return super().sequence(x_seq, states, t)
         (v,), steps, backend = states, x_seq.shape[0], self.runs_on(x_seq)
-        decay, threshold = (self._at(p, t, steps, v.dtype) for p in (self.decay, self.threshold))
+        threshold = self._at(self.raw_threshold, t, steps, v.dtype).sigmoid()
+        decay = torch.zeros_like(threshold) if self.parallel else self._at(self.raw_decay, t, steps, v.dtype).sigmoid()
         if self.parallel and backend == "torch":
             threshold = threshold.view(-1, *(1 for _ in v.shape))
             s_seq, _ = reference.fire(x_seq.to(v.dtype), threshold, self.spike_bits, self.temporal_grad)

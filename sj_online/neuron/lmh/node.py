@@ -108,8 +108,9 @@ class LMHNode(OnlineNode):
         return inside
 
     def _factors(self, t: int, steps: int, dtype: torch.dtype) -> Tensor:
-        factors = (self.mu_d, self.mu_s, self.lambda_s, self.lambda_d)
-        return torch.stack([self._at(p, t, steps, dtype) for p in factors])
+        raw_mu, raw_lambda = (self.raw_mu_d, self.raw_mu_s), (self.raw_lambda_s, self.raw_lambda_d)
+        mu = [self._at(p, t, steps, dtype).sigmoid() - 0.5 for p in raw_mu]
+        return torch.stack(mu + [self._at(p, t, steps, dtype).sigmoid() + 0.5 for p in raw_lambda])
 
     def step(self, x: Tensor, states: tuple[Tensor, ...], t: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See :meth:`OnlineNode.step`."""
