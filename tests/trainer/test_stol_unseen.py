@@ -1,6 +1,5 @@
 """A step that STOL runs again leaves no mark: on values, random numbers, statistics, monitors, or the network."""
 
-
 import pytest
 import torch
 import torch.nn.functional as F
