@@ -137,6 +137,8 @@ class Rule:
     def gradients(self, x: Tensor, y: Tensor) -> Iterator[Window]:
         """Leave ``.grad`` filled, window by window; gradients are added to what is there and never zeroed.
 
+        To accumulate over batches, run it once per batch and then call :meth:`step`.
+
         Args:
             x: ``[T, N, ...]``, or with ``num_steps`` one static input ``[N, ...]``.
             y: labels ``[N]`` or soft targets ``[N, classes]``.
