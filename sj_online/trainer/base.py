@@ -5,18 +5,19 @@ steps learn, what the weight gradient is made of, and when the optimizer steps.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from spikingjelly.activation_based import base, functional
+from spikingjelly.activation_based import functional
 from torch import Tensor, nn
 
 from sj_online.loss import Loss, window_loss
 from sj_online.trainer import check, parallel
+from sj_online.trainer.network import detach, evaluating, run_steps
 from sj_online.trainer.sequence import Sequence
 
 
@@ -227,33 +228,3 @@ class Total:
         """The means."""
         assert isinstance(self.loss, Tensor) and isinstance(self.output, Tensor)
         return Result(self.loss / self.steps, self.output / self.steps)
-
-
-def run_steps(net: nn.Module, x: Sequence, steps: range) -> Tensor:
-    """Run a network over steps of its input; returns ``[k, N, classes]``.
-
-    The host's multi-step-only models average over their steps: each step then has the mean as its output.
-    """
-    if check.step_mode(net) == "m":
-        output = net(x.window(steps))
-        return output if output.dim() > 2 else output.expand(len(steps), *output.shape)
-    return torch.stack([net(x[t]) for t in steps])
-
-
-def detach(net: nn.Module) -> None:
-    """Cut the states from their graph; some states are views of a sequence, which the host detaches in place."""
-    states = base.extract_memories(net)
-    base.load_memories(net, [state.detach() if isinstance(state, Tensor) else state for state in states])
-    functional.detach_net(net)
-
-
-@contextmanager
-def evaluating(net: nn.Module) -> Iterator[None]:
-    """Eval mode, with every module's own mode restored afterwards."""
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -20,7 +20,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from sj_online.trainer.base import run_steps
+from sj_online.trainer.network import run_steps
 from sj_online.trainer.sequence import Sequence
 
 NODES = (neuron.BaseNode, neuron.SimpleBaseNode)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 
 from sj_online.trainer import check
-from sj_online.trainer.base import evaluating, run_steps
+from sj_online.trainer.network import evaluating, run_steps
 from sj_online.trainer.sequence import Sequence
 
 
