@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from . import registry
 from .layer.replace import quantize_synapses
 from .neuron import QCFS, EMPFNode, LMHNode, OnlineNode
+from .neuron.leak import of_neuron
 
 __all__ = ["Swap", "qcfs_to_lmh", "quantize_synapses", "swap_neurons"]
 
@@ -117,24 +118,12 @@ def _successor(
     if "v_threshold" in accepted and "v_threshold" not in arguments and not isinstance(old, EMPFNode):
         carried_over["v_threshold"] = old.v_threshold
     new = factory(**carried_over, **arguments)
-    leak = _leak(old)
-    if leak is not None and "decay" not in arguments and isinstance(new, OnlineNode) and new.adopt_leak(leak):
-        carried_over["leak"] = leak
+    with torch.no_grad():
+        leak = None if getattr(old, "num_steps", None) else of_neuron(old, 0)
+    if leak is not None and "decay" not in arguments and isinstance(new, OnlineNode) and new.adopt_leak(float(leak)):
+        carried_over["leak"] = float(leak)
     new.step_mode, new.store_v_seq = old.step_mode, old.store_v_seq
     return new.train(old.training), carried_over
-
-
-def _leak(node: neuron.BaseNode) -> float | None:
-    """The share of v that is left after a step, where one number says it."""
-    if isinstance(node, OnlineNode):
-        leak = node.leak(0) if node.num_steps is None else None
-        return leak.item() if isinstance(leak, Tensor) else leak
-    if isinstance(node, neuron.ParametricLIFNode):
-        return 1 - node.w.sigmoid().item()
-    if isinstance(node, neuron.IFNode):
-        return 1.0
-    tau = getattr(node, "tau", None)
-    return 1 - 1 / tau if isinstance(tau, float) else None
 
 
 def _channels(net: nn.Module, nodes: Iterable[nn.Module], example_input: Tensor | None) -> dict[nn.Module, int]:

@@ -106,7 +106,7 @@ class OnlineNode(BaseNode):
 
     def leak(self, t: int) -> Tensor | float | None:
         """The share of v that is left at step t (from 0), for a presynaptic trace; None: there is no single leak."""
-        raise NotImplementedError
+        return None
 
     def adopt_leak(self, leak: float) -> bool:
         """Start from the leak of another neuron; False and no change if it is outside the open range of this one's."""

@@ -1,29 +1,10 @@
 """The leak of a presynaptic trace: that of the neurons whose membrane the trace follows."""
 
 import torch
-from spikingjelly.activation_based import neuron
 from torch import Tensor, nn
 
+from sj_online.neuron.leak import Leak, of_neuron
 from sj_online.trainer.topology import Place
-
-Leak = Tensor | float
-
-
-def of_neuron(node: nn.Module, t: int) -> Leak | None:
-    """du[t] / du[t-1] of a neuron below threshold, at step t from 0; None if it is not one number, or not known.
-
-    A neuron of a third party tells it by a method ``leak(t)``.
-    """
-    if callable(getattr(node, "leak", None)):
-        last = getattr(node, "num_steps", None)  # a neuron that is run past its last step says so itself
-        return node.leak(t if last is None else min(t, last - 1))
-    if isinstance(node, (neuron.IFNode, neuron.SimpleIFNode, neuron.HalfThresholdIFNode, neuron.TernaryIFNode)):
-        return 1.0
-    if isinstance(node, (neuron.LIFNode, neuron.SimpleLIFNode, neuron.TernaryLIFNode)):
-        return 1.0 - 1.0 / node.tau
-    if isinstance(node, neuron.ParametricLIFNode):
-        return 1.0 - node.w.sigmoid()
-    return None
 
 
 def of_place(net: nn.Module, place: Place, t: int) -> Leak:

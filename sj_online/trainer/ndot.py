@@ -12,7 +12,8 @@ from spikingjelly.activation_based import base
 from torch import Tensor, nn
 from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 
-from sj_online.trainer import leak, synapse, topology
+from sj_online.neuron.leak import of_neuron
+from sj_online.trainer import synapse, topology
 
 
 class Trace(synapse.Trace):
@@ -40,6 +41,7 @@ class Emission:
         self.t = 0
         self.a: Tensor | None = None
         self.v: Tensor | None = None
+        self.e: Tensor | float = 0.0
 
     @torch.no_grad()
     def add(self, s: Tensor, v: Tensor, leak: Tensor | float) -> Tensor:
@@ -66,7 +68,7 @@ class Emission:
 
         def forward(x: Tensor) -> Tensor:
             s = inner(unpack_dual(x).primal)
-            decay = leak.of_neuron(node, self.t)
+            decay = of_neuron(node, self.t)
             assert decay is not None
             a = self.add(s.detach(), node.v.detach().expand_as(s), decay)
             return make_dual(s, a.to(s.dtype))
@@ -82,7 +84,7 @@ def emissions(net: nn.Module) -> dict[nn.Module, Emission]:
     """
     nodes = {name: module for name, module in net.named_modules() if topology.is_neuron(module)}
     for name, node in nodes.items():
-        if leak.of_neuron(node, 0) is None:
+        if of_neuron(node, 0) is None:
             raise ValueError(f"variant='ndot' needs the leak of {name!r}, but {type(node).__name__} has no single leak")
     return {node: Emission() for node in nodes.values()}
 

@@ -103,7 +103,9 @@ class EMPFNode(OnlineNode):
         return self.raw_threshold.sigmoid()
 
     def leak(self, t: int) -> Tensor | float | None:
-        """See :meth:`OnlineNode.leak`."""
+        """See :meth:`OnlineNode.leak`; with membrane_norm every channel has its own."""
+        if self.membrane_norm:
+            return None
         return 0.0 if self.parallel else self.decay[0 if self.num_steps is None else t]
 
     def adopt_leak(self, leak: float) -> bool:
