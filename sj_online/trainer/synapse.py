@@ -157,7 +157,7 @@ def replaced_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Itera
                 stack.callback(setattr, module, "forward", module.forward)
             else:
                 stack.callback(delattr, module, "forward")
-            module.forward = forward  # type: ignore[method-assign]
+            module.forward = forward
         yield
 
 

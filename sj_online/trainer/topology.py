@@ -120,7 +120,7 @@ def is_neuron(module: nn.Module) -> bool:
 def _above(x: Tensor) -> set[Any]:
     """The nodes of the graph that a tensor comes from."""
     seen: set[Any] = set()
-    todo = [get_gradient_edge(x).node] if x.requires_grad else []
+    todo: list[Any] = [get_gradient_edge(x).node] if x.requires_grad else []
     while todo:
         node = todo.pop()
         if node is not None and node not in seen:
@@ -150,6 +150,13 @@ def _probed(net: nn.Module, record: _Record) -> Iterator[None]:
 def _structure_only(device: torch.device) -> Iterator[None]:
     """Build an autograd graph that keeps no tensors, eager, and put the random state back."""
     devices = [device] if device.type == "cuda" else []
-    nothing = saved_tensors_hooks(lambda tensor: None, lambda _: None)
-    with torch.random.fork_rng(devices), nothing, torch.compiler.set_stance("force_eager"):
+    with (
+        torch.random.fork_rng(devices),
+        saved_tensors_hooks(_nothing, _nothing),
+        torch.compiler.set_stance("force_eager"),
+    ):
         yield
+
+
+def _nothing(_: Any) -> Any:
+    return None
