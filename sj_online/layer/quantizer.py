@@ -13,7 +13,7 @@ from torch.autograd import Function
 def binary_levels(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Signs of the weights and the mean magnitude of each output channel (ReActNet's BConv).
 
-    The sign of zero is +1 (that of -0.0 is its sign bit), so that one bit holds a weight exactly.
+    The sign of zero is +1, so that one bit holds a weight exactly.
 
     Args:
         weight: latent weights, ``[C_out, ...]``.
@@ -22,11 +22,12 @@ def binary_levels(weight: Tensor) -> tuple[Tensor, Tensor]:
         levels in {-1, +1}, of the shape of ``weight``, and scale = mean|W|, ``[C_out, 1, ...]``.
 
     Example:
-        >>> levels, scale = binary_levels(torch.tensor([[0.5, -0.25, 0.0]]))
+        >>> levels, scale = binary_levels(torch.tensor([[0.5, -0.5, 0.0, -0.0]]))
         >>> levels.tolist(), scale.item()
-        ([[1.0, -1.0, 1.0]], 0.25)
+        ([[1.0, -1.0, 1.0, 1.0]], 0.25)
     """
-    return torch.copysign(torch.ones_like(weight), weight), _channel_scale(weight)
+    ones = torch.ones_like(weight)
+    return torch.where(weight < 0, -ones, ones), _channel_scale(weight)
 
 
 def _channel_scale(weight: Tensor) -> Tensor:
@@ -62,7 +63,8 @@ class _Binarize(Function):
 
     @staticmethod
     def forward(weight: Tensor) -> Tensor:
-        return torch.copysign(_channel_scale(weight), weight)  # scale * levels, in one pass
+        scale = _channel_scale(weight)
+        return torch.where(weight < 0, -scale, scale)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:

@@ -8,9 +8,10 @@ from sj_online.layer.quantizer import binarize, ternarize
 
 @pytest.fixture
 def weight():
-    # Beyond +-1 too, an exact zero, and both bounds of the straight-through mask.
+    # Beyond +-1 too, both zeros, and both bounds of the straight-through mask.
     w = torch.randn(5, 4, 3, 3, dtype=torch.float64)
     w[0, 0, 0] = torch.tensor([0.0, 1.0, -1.0])
+    w[0, 0, 1, 0] = -0.0
     return w.requires_grad_()
 
 
