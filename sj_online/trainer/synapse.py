@@ -91,12 +91,12 @@ class Trace(TorchFunctionMode):
     def add(self, s: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Add the input of this step; returns it, and what the gradients of weight and bias are made of."""
         a, a_b = self.uses[self.use] if self.use < len(self.uses) else (None, None)
+        dtype = torch.promote_types(s.dtype, torch.float32)  # in half precision every step would round the trace
         if self.weight:
-            # In half precision every step would round the trace.
-            full = s.detach().to(torch.promote_types(s.dtype, torch.float32))
+            full = s.detach().to(dtype)
             a = full if a is None else a.add_(full)  # begin() has made a tensor of its own
         if self.bias:
-            a_b = s.new_ones((), dtype=torch.float32) if a_b is None else a_b + 1
+            a_b = s.new_ones((), dtype=dtype) if a_b is None else a_b + 1
         self.uses[self.use : self.use + 1] = [(a, a_b)]
         self.use += 1
         return s, s.detach() if a is None else a, a_b

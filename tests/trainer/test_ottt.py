@@ -132,7 +132,7 @@ def test_without_decay_it_is_sltt():
 
 
 def test_the_last_layer_is_exact_with_a_leak_of_each_layer():
-    net, (x, y) = mlp(2.0, 4.0, readout=False), batch(6)
+    net, (x, y) = mlp(2.0, 1.5, readout=False), batch(6)
     flags = {"trace_bias": True}
     expected = gradients(make(BPTT, net), x, y)
     got = gradients(make(OTTT, net, **flags), x, y)
