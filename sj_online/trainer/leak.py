@@ -10,7 +10,7 @@ from sj_online.trainer.topology import Place
 def of_place(net: nn.Module, place: Place, t: int) -> Leak:
     """The one leak of a synapse at step t; the mean, where leaks that were one at first have been learnt apart."""
     leaks = [leak for name in place.neurons if (leak := of_neuron(net.get_submodule(name), t)) is not None]
-    return leaks[0] if isinstance(leaks[0], float) else sum(leaks[1:], leaks[0]) / len(leaks)
+    return leaks[0] if all(isinstance(leak, float) for leak in leaks) else sum(leaks[1:], leaks[0]) / len(leaks)
 
 
 def check_one(net: nn.Module, name: str, place: Place) -> None:

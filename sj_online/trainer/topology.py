@@ -81,7 +81,7 @@ class _Record:
 def find(net: nn.Module, x: Sequence) -> dict[str, Place]:
     """The place of every synapse that a network calls, by name, in the order of the calls.
 
-    The network runs dry: one sample of ones, two steps so that feedback is seen (one if T is 1), eager, in eval mode,
+    The network runs dry: one random sample, two steps so that feedback is seen (one if T is 1), eager, in eval mode,
     without its hooks, the random state kept; it is reset before and after.
 
     Args:
@@ -95,10 +95,12 @@ def find(net: nn.Module, x: Sequence) -> dict[str, Place]:
         {'0': Place(role='input', neurons=('1',)), '2': Place(role='readout', neurons=('1',))}
     """
     record = _Record()
-    ones = torch.ones_like(x[0][:1], requires_grad=x.x.is_floating_point())
-    dry = Sequence(ones, None, min(2, x.T))
+    sample = torch.ones_like(x[0][:1])
     functional.reset_net(net)
-    with evaluating(net), _probed(net, record), _structure_only(ones.device), torch.enable_grad():
+    with evaluating(net), _probed(net, record), _structure_only(sample.device), torch.enable_grad():
+        if sample.is_floating_point():
+            sample.uniform_().requires_grad_()  # not a constant, which a norm would turn into silence
+        dry = Sequence(sample, None, min(2, x.T))
         for t in range(dry.T):
             record.step = t
             run_steps(net, dry, range(t, t + 1))

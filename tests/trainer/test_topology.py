@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sj_online.layer import Feedback
 from sj_online.neuron import EMPFNode, LMHNode
-from sj_online.trainer import OTTT
+from sj_online.trainer import OTTT, leak
 from sj_online.trainer.sequence import Sequence
 from sj_online.trainer.topology import Place, find
 
@@ -73,6 +73,21 @@ def test_feedback_that_is_detached_by_hand():
     places = find(DetachedFeedback(), Sequence(torch.rand(2, 4), None, 3))
     assert {name: place.role for name, place in places.items()} == {"fc": "input", "back": "feedback"}
     assert find(DetachedFeedback(), Sequence(torch.rand(1, 2, 4), None, None)) == places
+
+
+@pytest.mark.parametrize("norm", [nn.InstanceNorm2d(3), nn.GroupNorm(1, 3), nn.BatchNorm2d(3)])
+def test_a_norm_before_the_stem_does_not_silence_it(norm):
+    net = nn.Sequential(norm, layer.Conv2d(3, 4, 3), lif(), layer.Flatten(), layer.Linear(16, 3))
+    roles = {name: place.role for name, place in find(net, Sequence(torch.rand(2, 3, 4, 4), None, 3)).items()}
+    assert roles == {"1": "input", "4": "readout"}
+
+
+@pytest.mark.parametrize("nodes", [("lif", "plif"), ("plif", "lif")])
+def test_leaks_that_were_learnt_apart_count_by_their_mean(nodes):
+    both = nn.ModuleDict({"lif": lif(2.0), "plif": neuron.ParametricLIFNode(2.0)})
+    both["plif"].w.data += 1.0
+    expected = (0.5 + (1 - both["plif"].w.sigmoid().item())) / 2
+    assert leak.of_place(both, Place("hidden", nodes), 0).item() == pytest.approx(expected)
 
 
 def test_the_recurrent_container_of_the_host():
