@@ -26,8 +26,14 @@ MIXES_TIME = (
     neuron.PSN,
     neuron.MaskedPSN,
     neuron.SlidingPSN,
+    neuron.NonSpikingBaseNode,
+    neuron.ILCBaseNode,
+    neuron.NoisyBaseNode,
+    neuron.NoisyNonSpikingBaseNode,
     layer.TemporalWiseAttention,
     layer.MultiDimensionalAttention,
+    layer.TemporalBinSum,
+    layer.SpikeCountToBinary,
 )
 
 

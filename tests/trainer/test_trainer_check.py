@@ -44,6 +44,8 @@ def test_wrong_use_is_one_clear_line(net, call, message):
         (layer.ThresholdDependentBatchNorm2d(1.0, 1.0, 3), "'0'.*mixes the steps.*BatchNorm2d"),
         (layer.TemporalEffectiveBatchNorm2d(4, 3), "'0'.*mixes the steps.*BatchNorm2d"),
         (neuron.PSN(4), "'0'.*mixes the steps"),
+        (neuron.NonSpikingLIFNode(decode="mean-mem"), "'0'.*mixes the steps"),
+        (layer.TemporalBinSum(3), "'0'.*mixes the steps"),
     ],
 )
 def test_layers_that_no_online_rule_can_run_are_named(module, message):
