@@ -56,7 +56,7 @@ def quantized(synapse: nn.Conv2d | nn.Linear, kind: str) -> QuantConv2d | QuantL
     return twin.train(synapse.training)
 
 
-def quantize_synapses(net: nn.Module, kind: str, keep: Collection[str] = ("first", "last")) -> list[str]:
+def quantize_synapses(net: nn.Module, kind: str, keep: str | Collection[str] = ("first", "last")) -> list[str]:
     """Replace the 2-D convolutions and linear layers of torch and of the host by binary or ternary ones, in place.
 
     The weights stay the same parameters, now latent, so an optimizer that holds them goes on. Subclasses that make
@@ -71,7 +71,7 @@ def quantize_synapses(net: nn.Module, kind: str, keep: Collection[str] = ("first
         The names of the replaced synapses.
 
     Raises:
-        ValueError: an unknown kind, or ``keep`` names no synapse of the network.
+        ValueError: an unknown kind, ``keep`` names no synapse of the network, or the network is itself a synapse.
 
     Example:
         >>> net = nn.Sequential(layer.Conv2d(1, 2, 3), layer.Conv2d(2, 2, 3), layer.Flatten(), layer.Linear(32, 2))
@@ -81,6 +81,9 @@ def quantize_synapses(net: nn.Module, kind: str, keep: Collection[str] = ("first
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r} is not one of {', '.join(map(repr, KINDS))}")
     types = (nn.Conv2d, nn.Linear, layer.Conv2d, layer.Linear)
+    if type(net) in types:
+        raise ValueError(f"net={type(net).__name__}: nothing inside it to replace")
+    keep = (keep,) if isinstance(keep, str) else keep
     names = [name for name, module in net.named_modules() if type(module) in types]
     kept = {"first": names[:1], "last": names[-1:]} | {name: [name] for name in names}
     unknown = sorted(set(keep) - kept.keys())

@@ -47,7 +47,7 @@ class OnlineNode(BaseNode):
         backend: str,
         store_v_seq: bool,
     ) -> None:
-        if num_steps is not None and (not isinstance(num_steps, int) or num_steps < 1):
+        if num_steps is not None and (type(num_steps) is not int or num_steps < 1):
             raise ValueError(f"num_steps={num_steps!r} is not None or an integer of at least 1")
         super().__init__(
             v_threshold=float(v_threshold),

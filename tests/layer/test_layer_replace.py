@@ -55,3 +55,13 @@ def test_keep_takes_names_and_shared_and_standardised_synapses_stay_what_they_ar
 
 def test_it_is_found_among_the_conversions():
     assert convert.quantize_synapses is quantize_synapses
+
+
+def test_keep_may_be_one_name_and_a_synapse_alone_is_refused():
+    def net() -> nn.Sequential:
+        return nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+
+    assert quantize_synapses(net(), "binary", keep="first") == ["1"]
+    assert quantize_synapses(net(), "binary", keep="1") == ["0"]
+    with pytest.raises(ValueError, match="net=Linear: nothing inside it to replace"):
+        quantize_synapses(nn.Linear(2, 2), "binary", keep=())
