@@ -38,7 +38,7 @@ def get(group: str, name: str) -> Any:
     """Import and return what is registered as ``name`` in ``group``.
 
     Raises:
-        ValueError: an unknown group or name; the message lists the known ones.
+        ValueError: an unknown group or name (the message lists the known ones), or one that cannot be imported.
 
     Example:
         >>> get("neurons", "empf").__name__
@@ -47,4 +47,7 @@ def get(group: str, name: str) -> Any:
     points = _entry_points(group)
     if name not in points:
         raise ValueError(f"{name!r} is not a registered name of {group}; known: {', '.join(sorted(points))}")
-    return points[name].load()
+    try:
+        return points[name].load()
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{name!r} of {group} is registered as {points[name].value}: {error}") from error

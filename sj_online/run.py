@@ -42,6 +42,7 @@ def train(config: Recipe, out: str | Path, *, resume: bool = False) -> dict[str,
     session, directory, progress = Session(config), RunDirectory(out), Progress()
     fabric, last = session.fabric, directory.checkpoint("last")
     say = partial(fabric.print, flush=True)
+    session.rehearse()
     with _claimed(fabric, directory, config, resume):
         if resume and last.exists():
             progress = session.load(last, training=True)

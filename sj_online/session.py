@@ -1,9 +1,10 @@
 """The parts of a run: data, network, optimizer and rule as a recipe names them, on Lightning Fabric."""
 
+import copy
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -75,11 +76,13 @@ class Session:
             nesterov=train.momentum > 0,
         )
         self.optimizer = cast(torch.optim.Optimizer, self.fabric.setup_optimizers(optimizer))
-        arguments = {
+        arguments: dict[str, Any] = {
             "loss_fn": partial(F.cross_entropy, label_smoothing=train.label_smoothing),
             "num_steps": config.num_steps,
             "backward": self.fabric.backward,
         }
+        if taken := sorted(arguments.keys() & train.options.keys()):
+            raise ValueError(f"train.options cannot set {', '.join(taken)}: the recipe does")
         make = partial(registry.get("trainers", train.rule), self.net, self.optimizer)
         self.rule: Rule = _call(f"training rule {train.rule}", make, arguments | train.options)
         self._check()
@@ -126,6 +129,17 @@ class Session:
             result = self.rule.train_step(x, y)
         return float(result.loss), int((result.output.argmax(1) == y).sum())
 
+    def rehearse(self) -> None:
+        """Train on one batch and put everything back: what cannot train says so before anything is written."""
+        before = copy.deepcopy(self._state())
+        self.seed(0)
+        try:
+            self.train_step(*next(iter(self.training_batches())))
+        except (RuntimeError, TypeError, ValueError) as error:
+            model, rule = self.config.model.name, self.config.train.rule
+            raise ValueError(f"training rule {rule} cannot train model {model} by this recipe: {error}") from error
+        self._restore(before)
+
     def predict(self, x: Tensor) -> Tensor:
         """The mean output ``[N, classes]`` over the steps for images ``[N, C, H, W]``."""
         with self.fabric.autocast():
@@ -146,13 +160,7 @@ class Session:
 
     def save(self, path: Path, progress: Progress) -> None:
         """Write a checkpoint; until it is complete the old one stands."""
-        state: dict[str, Any] = {
-            "net": self.net,
-            "optimizer": self.optimizer,
-            "rule": self.rule.state_dict(),
-            "precision": self.fabric.strategy.precision.state_dict(),
-            "progress": asdict(progress),
-        }
+        state = self._state() | {"progress": asdict(progress)}
         with replacing(path) if self.fabric.is_global_zero else nullcontext(path) as temporary:
             self.fabric.save(temporary, state)
 
@@ -167,14 +175,30 @@ class Session:
         try:
             with warnings.catch_warnings(action="ignore"):
                 state = self.fabric.load(path, weights_only=True)
-            self.net.load_state_dict(state["net"])
             if training:
-                self.optimizer.load_state_dict(state["optimizer"])
-                self.rule.load_state_dict(state["rule"])
-                self.fabric.strategy.precision.load_state_dict(state["precision"])
-            return Progress(**state["progress"])
+                self._restore(state)
+            else:
+                self.net.load_state_dict(state["net"])
+            progress = Progress(**state["progress"])
+            if list(map(type, astuple(progress))) != list(map(type, astuple(Progress()))):
+                raise TypeError(f"progress is {progress}")
+            return progress
         except Exception as error:  # damaged and foreign files fail in any way
             raise ValueError(f"{path} is truncated, damaged or not a checkpoint of this run") from error
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rule": self.rule.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rule.load_state_dict(state["rule"])
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
 
 
 def _fabric(device: Device) -> Fabric:
@@ -191,6 +215,7 @@ def _fabric(device: Device) -> Fabric:
 def _call(what: str, make: Callable[..., Any], options: dict[str, Any]) -> Any:
     """Call with options that a user wrote; what is wrong with them is named."""
     try:
-        return make(**options)
-    except (TypeError, ValueError) as error:
+        with warnings.catch_warnings(action="ignore"):
+            return make(**options)
+    except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{what}: {error}") from error

@@ -46,6 +46,14 @@ def fails(capsys):
         (["--model.options.num_classes=5"], "labels 0 to 9 of data set digits are out of range"),
         (["--train.rule=nope"], "'nope' is not a registered name of trainers"),
         (["--train.options.update=never"], "training rule sltt: update='never' is not one of 'step', 'sequence'"),
+        (["--train.options.loss_fn=2"], "train.options cannot set loss_fn: the recipe does"),
+        (["--train.options.num_steps=2"], "train.options cannot set num_steps: the recipe does"),
+        (["--train.rule=random_bp", '--train.options={"k": 9}'], "k=9 steps cannot be drawn from T=4"),
+        (["--train.label_smoothing=2"], "train.label_smoothing=2.0 must be from 0 to 1"),
+        (["--fabric.threads=99999999"], "fabric.threads=99999999 must be from 1 to 1024"),
+        (["--model.options.widths=[[0]]"], "model small_vgg"),
+        (["--model.options.widths=[[-2]]"], "model small_vgg: Trying to create tensor with negative dimension"),
+        (["--dataset.options.shift=-3"], "data set digits: shift=-3 must be at least 0"),
         (["--dataset.options.nope=1"], "data set digits: digits() got an unexpected keyword argument 'nope'"),
     ],
 )
@@ -125,6 +133,12 @@ def damage_shapes(path):
     torch.save(state, path)
 
 
+def damage_progress_types(path):
+    state = torch.load(path, weights_only=True)
+    state["progress"]["epoch"] = "x"
+    torch.save(state, path)
+
+
 def damage_progress(path):
     state = torch.load(path, weights_only=True)
     state["progress"] = {"epoch": 1, "of": "another program"}
@@ -133,7 +147,16 @@ def damage_progress(path):
 
 @pytest.mark.parametrize(
     "damage",
-    [damage_truncate, damage_empty, damage_pickle, damage_torch_pickle, damage_keys, damage_shapes, damage_progress],
+    [
+        damage_truncate,
+        damage_empty,
+        damage_pickle,
+        damage_torch_pickle,
+        damage_keys,
+        damage_shapes,
+        damage_progress,
+        damage_progress_types,
+    ],
 )
 def test_checkpoint(tmp_path, monkeypatch, run_dir, tiny, fails, damage):
     monkeypatch.chdir(tmp_path)

@@ -68,11 +68,16 @@ def digits(root: str | None = None, *, shift: int = 1) -> Splits:
         root: not used, nothing is downloaded.
         shift: training images are moved by up to so many pixels.
 
+    Raises:
+        ValueError: a shift below 0.
+
     Example:
         >>> splits = digits()
         >>> [len(part) for part in (splits.train, splits.val, splits.test)]
         [1077, 270, 450]
     """
+    if shift < 0:
+        raise ValueError(f"shift={shift} must be at least 0")
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

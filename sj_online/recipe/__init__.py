@@ -73,6 +73,8 @@ class Train:
         """Check the ranges."""
         _at_least("train.epochs", self.epochs, 1)
         _at_least("train.batch_size", self.batch_size, 1)
+        if not 0 <= self.label_smoothing <= 1:
+            raise ValueError(f"train.label_smoothing={self.label_smoothing} must be from 0 to 1")
         _at_least("train.workers", self.workers, 0)
 
 
@@ -95,8 +97,8 @@ class Device:
     def __post_init__(self) -> None:
         """Check the ranges."""
         _at_least("fabric.devices", self.devices, 1)
-        if self.threads is not None:
-            _at_least("fabric.threads", self.threads, 1)
+        if self.threads is not None and not 1 <= self.threads <= 1024:
+            raise ValueError(f"fabric.threads={self.threads} must be from 1 to 1024")
 
 
 @dataclass
