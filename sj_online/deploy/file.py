@@ -48,7 +48,8 @@ def export(
         metadata: anything else worth keeping, JSON values only.
 
     Raises:
-        ValueError: ``model`` is not registered, or ``kwargs`` or ``metadata`` are not JSON.
+        ValueError: ``model`` is not registered, ``kwargs`` or ``metadata`` are not JSON, or a quantised synapse has
+            two names.
 
     Example:
         >>> import tempfile
@@ -65,8 +66,11 @@ def export(
     header: dict[str, Any] = {"format": FORMAT, "model": model, "kwargs": kwargs or {}, "metadata": metadata or {}}
     packed = header["packed"] = {}
     tensors = {name: tensor.detach() for name, tensor in net.state_dict().items()}
-    for name, module in net.named_modules():
+    synapses: dict[nn.Module, str] = {}
+    for name, module in net.named_modules(remove_duplicate=False):
         if isinstance(module, QuantConv2d | QuantLinear):
+            if synapses.setdefault(module, name) != name:
+                raise ValueError(f"synapse {name!r} is {synapses[module]!r} again; a packed file holds each once")
             weight = tensors.pop(_join(name, "weight"))
             levels, scale = module.levels(weight)
             tensors |= {_join(name, "packed"): pack(levels, module.bits), _join(name, "scale"): scale}
@@ -154,7 +158,12 @@ def _check(header: Any, tensors: dict[str, Tensor]) -> None:
                 raise ValueError(f"synapse {name!r} is described by {entry!r}")
         for part, shape in parts.items():
             tensor = tensors.get(_join(name, part))
-            if tensor is None or list(tensor.shape) != shape or (part == "packed") != (tensor.dtype == torch.uint8):
+            if (
+                tensor is None
+                or list(tensor.shape) != shape
+                or tensor.is_floating_point() != (part == "scale")
+                or (part == "packed") != (tensor.dtype == torch.uint8)
+            ):
                 raise ValueError(f"tensor {_join(name, part)!r} is not there with its type and the shape {shape}")
         packed = tensors[_join(name, "packed")]
         if entry["bits"] == 2 and bool((packed & packed >> 1 & 0x55).any()):
@@ -184,6 +193,8 @@ def _fill(net: nn.Module, packed: dict[str, Any], tensors: dict[str, Tensor]) ->
     for name, tensor in tensors.items():
         if list(tensor.shape) != shapes[name]:
             raise ValueError(f"tensor {name!r} has the shape {list(tensor.shape)}, in the network {shapes[name]}")
+        if name in state and tensor.is_floating_point() != state[name].is_floating_point():
+            raise ValueError(f"tensor {name!r} has the type {tensor.dtype}, in the network {state[name].dtype}")
     for name, entry in packed.items():
         pack_synapse(net.get_submodule(name), entry["bits"])
     devices = {name: tensor.device for name, tensor in net.state_dict().items()}

@@ -5,7 +5,7 @@ from importlib.metadata import EntryPoint
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
@@ -184,3 +184,22 @@ def test_an_interrupted_export_keeps_the_old_file(net, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         export(net, tmp_path / "net", metadata={"run": 2})
     assert [p.name for p in tmp_path.iterdir()] == ["net"] and read_header(tmp_path / "net")["metadata"] == {"run": 1}
+
+
+def test_tensors_of_another_type_are_refused_and_the_network_stays(net, tmp_path):
+    path = tmp_path / "net.safetensors"
+    export(net, path)
+    tensors, metadata = load_file(path), safe_open(path, "pt").metadata()
+    name = next(name for name in tensors if name.endswith("running_mean"))
+    save_file(tensors | {name: tensors[name].long()}, path, metadata)
+    classes = [type(module) for module in net.modules()]
+    with pytest.raises(ValueError, match=f"{name}' has the type torch.int64, in the network torch.float32"):
+        load(path, net)
+    assert [type(module) for module in net.modules()] == classes
+
+
+def test_a_synapse_with_two_names_is_refused(tmp_path):
+    synapse = BinaryLinear(4, 4)
+    with pytest.raises(ValueError, match="synapse '1' is '0' again"):
+        export(nn.Sequential(synapse, synapse), tmp_path / "net.safetensors")
+    assert not list(tmp_path.iterdir())
