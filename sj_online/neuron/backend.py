@@ -25,6 +25,11 @@ def set_backend(net: nn.Module, backend: str, instance: type[OnlineNode] | None 
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r} is not one of {', '.join(map(repr, BACKENDS))}")
-    for module in net.modules():
-        if isinstance(module, instance or OnlineNode):
-            module.backend = backend
+    nodes = {name: node for name, node in net.named_modules() if isinstance(node, instance or OnlineNode)}
+    for name, node in nodes.items():
+        if backend not in node.supported_backends:
+            raise ValueError(
+                f"backend={backend!r}: {name!r} ({type(node).__name__}) supports {node.supported_backends}"
+            )
+    for node in nodes.values():
+        node.backend = backend

@@ -49,8 +49,15 @@ def test_an_unknown_backend_is_named(call):
 
 
 @pytest.mark.parametrize(
-    "call", [lambda n: set_backend(n, "cupy"), lambda n: EMPFNode(membrane_norm=2, backend="cupy")]
+    "call", [lambda n: setattr(n, "backend", "cupy"), lambda n: EMPFNode(membrane_norm=2, backend="cupy")]
 )
 def test_membrane_norm_has_no_kernel_and_says_so(call):
     with pytest.raises(ValueError, match="backend='cupy' is not one of 'torch', 'auto' that this EMPFNode supports"):
         call(EMPFNode(membrane_norm=2))
+
+
+def test_a_network_of_which_one_neuron_has_no_kernel_is_left_as_it_was():
+    net = nn.Sequential(EMPFNode(), EMPFNode(membrane_norm=2))
+    with pytest.raises(ValueError, match=r"backend='cupy': '1' \(EMPFNode\) supports \('torch', 'auto'\)"):
+        set_backend(net, "cupy")
+    assert [node.backend for node in net] == ["torch", "torch"]
