@@ -169,7 +169,9 @@ def predicts_in_eval_mode(factory: Factory) -> None:
     net = nn.Sequential(layer.Dropout(0.5), *_network())
     net[1].eval()
     x, _ = _batch()
-    output = _rule(factory, net).predict(x)
+    with SavedBytes() as saved:
+        output = _rule(factory, net).predict(x)
+    assert saved.peak == 0 and not output.requires_grad, "predict builds a graph"
     assert net.training and not net[1].training, "training modes are not restored"
     net.eval()
     functional.reset_net(net)

@@ -95,6 +95,8 @@ def step_mode(net: nn.Module) -> str:
 def table(net: nn.Module) -> str:
     """The synapses of a network, a line each."""
     lines = [
-        f"  {name}  {type(module).__name__}" for name, module in net.named_modules() if isinstance(module, SYNAPSES)
+        f"  {name}  {type(module).__name__}  not traced"
+        for name, module in net.named_modules()
+        if isinstance(module, SYNAPSES)
     ]
     return "\n".join(lines)

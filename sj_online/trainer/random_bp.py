@@ -70,7 +70,9 @@ class RandomBP(Rule):
         """Single steps, K of which learn."""
         if self.k > T:
             raise ValueError(f"k={self.k} steps cannot be drawn from T={T}")
-        learning = set(parallel.from_first(torch.randperm(T, generator=self.generator))[: self.k].tolist())
+        device = self.generator.device if self.generator else "cpu"
+        drawn = torch.randperm(T, generator=self.generator, device=device)
+        learning = set(parallel.from_first(drawn)[: self.k].tolist())
         for t in range(max(learning) + 1 if self.stop_early else T):
             yield range(t, t + 1), t in learning
 

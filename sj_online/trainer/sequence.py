@@ -19,6 +19,9 @@ class Sequence:
         >>> x = Sequence(torch.zeros(5, 2, 3), torch.tensor([0, 1]), None)
         >>> x.T, x[4].shape, x.window(range(1, 4)).shape
         (5, torch.Size([2, 3]), torch.Size([3, 2, 3]))
+        >>> static = torch.zeros(2, 3)
+        >>> Sequence(static, None, 5).window(range(5)).data_ptr() == static.data_ptr()
+        True
     """
 
     def __init__(self, x: Tensor, y: Tensor | None, num_steps: int | None) -> None:

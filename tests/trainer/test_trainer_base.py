@@ -9,7 +9,7 @@ from torch import nn
 from sj_online.analysis import SavedBytes
 from sj_online.loss import over_window
 from sj_online.neuron import EMPFNode, HDLIFNode, LMHNode
-from sj_online.trainer import BPTT, SLTT, RandomBP, param_groups
+from sj_online.trainer import BPTT, SLTT, RandomBP
 
 T, N = 6, 4
 LIF = {"tau": 2.0, "decay_input": False, "v_reset": None, "detach_reset": True}
@@ -87,8 +87,7 @@ def test_step_updates_are_a_loop_with_an_optimizer_step_in_it(net, batch):
         optimizer.zero_grad()
         F.cross_entropy(oracle(x_t), y).backward()
         optimizer.step()
-    rule = SLTT(net, sgd(net), update="step", step_scale="sum")
-    rule.train_step(x, y)
+    SLTT(net, sgd(net), update="step", step_scale="sum").train_step(x, y)
     for (name, ours), theirs in zip(net.state_dict().items(), oracle.state_dict().values(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12, msg=name)
 
@@ -130,6 +129,13 @@ def test_random_bp_learns_from_k_steps_and_runs_all(net, batch, k):
     assert [list(w.steps) for w in windows] == [[t] for t in range(T)]
     assert sum(w.learned for w in windows) == k
     assert net[1].num_batches_tracked == T
+
+
+def test_random_bp_builds_a_graph_only_where_it_learns(net, batch):
+    modes = []
+    net[0].register_forward_hook(lambda *_: modes.append(torch.is_grad_enabled()))
+    windows = list(RandomBP(net, sgd(net), k=2).run(*batch))
+    assert modes == [window.learned for window in windows] and sum(modes) == 2
 
 
 def test_sltt_k_with_all_steps_is_sltt(net, batch):
@@ -220,9 +226,8 @@ def test_seams_for_scaling_and_clipping(net, batch):
     rule.train_step(x, y)
     assert len(calls) == T
     assert 0 < (nn.utils.parameters_to_vector(net.parameters()) - before).norm() < 0.1 * 1e-3 * T * 10
-    frozen = SLTT(net, sgd(net), before_step=lambda: False)
     before = nn.utils.parameters_to_vector(net.parameters()).detach()
-    frozen.train_step(x, y)
+    SLTT(net, sgd(net), before_step=lambda: False).train_step(x, y)
     assert (nn.utils.parameters_to_vector(net.parameters()) == before).all()
 
 
@@ -243,10 +248,3 @@ def test_updates_within_autocast_see_the_new_weights(batch):
         functional.detach_net(oracle)
     for ours, theirs in zip(net.parameters(), oracle.parameters(), strict=True):
         assert (ours == theirs).all()
-
-
-def test_neuron_parameters_are_kept_out_of_weight_decay():
-    net = nn.Sequential(layer.Linear(4, 4), neuron.ParametricLIFNode(), layer.Linear(4, 2))
-    decayed, others = param_groups(net, 0.1)
-    assert [p.shape for p in others["params"]] == [()] and others["weight_decay"] == 0
-    assert len(decayed["params"]) == 4 and decayed["weight_decay"] == 0.1
