@@ -28,14 +28,20 @@ LANES = 4
 THREADS = 256
 BLOCKS_PER_SM = 8
 SHARED_BYTES = 32 * 1024
+MAX_SLOTS = SHARED_BYTES // (4 * 32)
+"""Numbers that the smallest block, of 32 threads, can sum."""
 
 _CUPY = importlib.util.find_spec("cupy") is not None
 _lock = threading.Lock()
 _kernels: dict[tuple[int, Path, str], Any] = {}
 
 
-def reasons(x: Tensor) -> list[str]:
+def reasons(x: Tensor, slots: int = 0) -> list[str]:
     """Why the kernels cannot run on ``x``, every reason; empty if they can.
+
+    Args:
+        x: the input.
+        slots: the numbers whose gradients a backward pass sums over the neurons.
 
     Example:
         >>> "x is on cpu, not on a CUDA device" in reasons(torch.zeros(2))
@@ -50,6 +56,8 @@ def reasons(x: Tensor) -> list[str]:
             found.append("torch finds no CUDA device")
     if x.dtype not in SCALARS:
         found.append(f"x has dtype {x.dtype}, not one of {', '.join(map(str, SCALARS))}")
+    if slots > MAX_SLOTS:
+        found.append(f"{slots} per-step parameters learn, and {MAX_SLOTS} fit")
     return found
 
 
@@ -82,7 +90,7 @@ def reducing_grid(neurons: int, slots: int, device: torch.device) -> Grid:
         if 4 * slots * threads <= SHARED_BYTES:
             filled = -(-neurons // (LANES * threads))
             return Grid(min(filled, BLOCKS_PER_SM * multiprocessors(device)), threads, 4 * slots * threads)
-    raise ValueError(f"{slots} per-step parameters are too many for backend='cupy': at most {SHARED_BYTES // 128} fit")
+    raise ValueError(f"{slots} per-step parameters are too many for backend='cupy': at most {MAX_SLOTS} fit")
 
 
 def lanes(neurons: int, *tensors: Tensor | None) -> int:

@@ -35,6 +35,9 @@ class OnlineNode(BaseNode):
     paper: ClassVar[str]
     """Short citation, shown by ``sj-online list``."""
 
+    parameters_per_step: ClassVar[int] = 0
+    """Numbers whose gradients the kernel sums, for each step."""
+
     def __init__(
         self,
         num_steps: int | None,
@@ -97,7 +100,8 @@ class OnlineNode(BaseNode):
             return "torch"
         from ..cuda import loader
 
-        reasons = loader.reasons(x)
+        learns = torch.is_grad_enabled()
+        reasons = loader.reasons(x, slots=self.parameters_per_step * (self.num_steps or 1) if learns else 0)
         if "cupy" not in self.supported_backends:
             reasons = ["these options of the neuron have no kernel", *reasons]
         if reasons and self.backend == "cupy":

@@ -56,6 +56,16 @@ def test_membrane_norm_has_no_kernel_and_says_so(call):
         call(EMPFNode(membrane_norm=2))
 
 
+def test_more_per_step_parameters_than_the_kernel_sums_is_a_reason_only_where_they_learn():
+    x = torch.zeros(1, 2)
+    for node in (EMPFNode(129, step_mode="m", backend="cupy"), LMHNode(65, step_mode="m", backend="cupy")):
+        with pytest.raises(RuntimeError, match="per-step parameters learn, and 256 fit"):
+            node(x)
+        with torch.no_grad(), pytest.raises(RuntimeError) as error:
+            node(x)
+        assert "per-step" not in str(error.value)
+
+
 def test_a_network_of_which_one_neuron_has_no_kernel_is_left_as_it_was():
     net = nn.Sequential(EMPFNode(), EMPFNode(membrane_norm=2))
     with pytest.raises(ValueError, match=r"backend='cupy': '1' \(EMPFNode\) supports \('torch', 'auto'\)"):

@@ -42,6 +42,7 @@ class EMPFNode(OnlineNode):
     """
 
     paper = "EM-PF (Comprehensive Online Training and Deployment for SNNs)"
+    parameters_per_step = 2
     spike_bits = 0
 
     def __init__(

@@ -40,6 +40,7 @@ class LMHNode(OnlineNode):
         [0.0, 1.0, 0.0, 0.0]
     """
 
+    parameters_per_step = 4
     paper = "LM-H (Hao et al. 2024)"
 
     def __init__(
