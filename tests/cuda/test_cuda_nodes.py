@@ -31,7 +31,7 @@ NODES = {
 
 @pytest.fixture
 def cupy_runs(emulator: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setattr(loader, "reasons", lambda x: [])
+    monkeypatch.setattr(loader, "reasons", lambda x, slots=0: [])
     return emulator
 
 
