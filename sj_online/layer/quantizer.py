@@ -1,11 +1,11 @@
 """Weight quantisers: the levels that are deployed, and the straight-through functions that train them.
 
 Every quantised weight is ``scale * levels``. Only the levels are stored as bits; the scale stays in floating point.
+Masks are made in place of the weights' dtype: selecting by a mask of bools takes several times as long.
 """
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd import Function
 
@@ -22,16 +22,13 @@ def binary_levels(weight: Tensor) -> tuple[Tensor, Tensor]:
         levels in {-1, +1}, of the shape of ``weight``, and scale = mean|W|, ``[C_out, 1, ...]``.
 
     Example:
+        >>> import torch
         >>> levels, scale = binary_levels(torch.tensor([[0.5, -0.5, 0.0, -0.0]]))
         >>> levels.tolist(), scale.item()
         ([[1.0, -1.0, 1.0, 1.0]], 0.25)
     """
-    ones = torch.ones_like(weight)
-    return torch.where(weight < 0, -ones, ones), _channel_scale(weight)
-
-
-def _channel_scale(weight: Tensor) -> Tensor:
-    return weight.abs().mean(dim=tuple(range(1, weight.dim())), keepdim=True)
+    levels = weight.sign().add_(0.5).sign_()
+    return levels, weight.abs().mean(dim=tuple(range(1, weight.dim())), keepdim=True)
 
 
 def ternary_levels(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,16 +43,16 @@ def ternary_levels(weight: Tensor) -> tuple[Tensor, Tensor]:
         levels in {-1, 0, +1}, of the shape of ``weight``, and the scalar scale = mean of |W| over |W| > Delta.
 
     Example:
+        >>> import torch
         >>> levels, scale = ternary_levels(torch.tensor([0.5, -3.0, 0.125, -0.0]))
         >>> levels.tolist(), scale.item()
         ([1.0, -1.0, 0.0, 0.0], 0.75)
     """
-    clipped = weight.clamp(-1, 1)
-    magnitude = clipped.abs()
+    magnitude = weight.abs().clamp_(max=1)
     delta = 0.7 * magnitude.mean()
-    kept = magnitude > delta
-    levels = torch.where(kept, torch.copysign(torch.ones_like(weight), weight), 0)
-    return levels, (magnitude * kept).sum() / kept.sum().clamp(min=1)
+    kept = magnitude.clone().gt_(delta)
+    scale = magnitude.mul_(kept).sum() / kept.count_nonzero().clamp(min=1)
+    return weight.sign().mul_(kept), scale
 
 
 class _Binarize(Function):
@@ -63,8 +60,8 @@ class _Binarize(Function):
 
     @staticmethod
     def forward(weight: Tensor) -> Tensor:
-        scale = _channel_scale(weight)
-        return torch.where(weight < 0, -scale, scale)
+        levels, scale = binary_levels(weight)
+        return scale * levels  # not in place: torch.compile would lose the gradient
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -73,7 +70,7 @@ class _Binarize(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (weight,) = ctx.saved_tensors
-        return grad.masked_fill(weight.abs() > 1, 0)
+        return weight.abs().le_(1).mul_(grad)
 
 
 class _Ternarize(_Binarize):
@@ -85,7 +82,7 @@ class _Ternarize(_Binarize):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (weight,) = ctx.saved_tensors
-        return grad.masked_fill(weight.abs() >= 1, 0)
+        return weight.abs().lt_(1).mul_(grad)
 
 
 def binarize(weight: Tensor) -> Tensor:
@@ -98,6 +95,7 @@ def binarize(weight: Tensor) -> Tensor:
         weight: latent weights, ``[C_out, ...]``.
 
     Example:
+        >>> import torch
         >>> W = torch.tensor([[0.5, -1.5]], requires_grad=True)
         >>> W_b = binarize(W)
         >>> W_b.sum().backward()
@@ -117,6 +115,7 @@ def ternarize(weight: Tensor) -> Tensor:
         weight: latent weights, of any shape.
 
     Example:
+        >>> import torch
         >>> W = torch.tensor([0.5, -1.0, 0.125], requires_grad=True)
         >>> W_t = ternarize(W)
         >>> W_t.sum().backward()
