@@ -10,7 +10,7 @@ from spikingjelly.activation_based.neuron import BaseNode
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sj_online.layer.quant import QuantConv2d, QuantLinear
+from sj_online.layer.quant import Quantized
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def network_cost(net: nn.Module) -> Cost:
     """
     neurons = {id(p) for m in net.modules() if isinstance(m, BaseNode) for p in m.parameters()}
     norms = {id(p) for m in net.modules() if isinstance(m, _BatchNorm) for p in m.parameters()} - neurons
-    bits = {id(m.weight): m.bits for m in net.modules() if isinstance(m, QuantConv2d | QuantLinear)}
+    bits = {id(m.weight): m.bits for m in net.modules() if isinstance(m, Quantized)}
     sizes = {id(p): p.numel() for p in net.parameters()}
     floats = sum(size for key, size in sizes.items() if key not in bits.keys() | norms | neurons)
     return Cost(

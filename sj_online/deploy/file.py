@@ -21,7 +21,7 @@ from sj_online import registry
 from sj_online.deploy.pack import pack, packed_size
 from sj_online.deploy.runtime import pack_synapse
 from sj_online.files import replacing
-from sj_online.layer.quant import QuantConv2d, QuantLinear
+from sj_online.layer.quant import Quantized
 
 FORMAT = 1
 _KEY = "sj_online"
@@ -68,7 +68,7 @@ def export(
     tensors = {name: tensor.detach() for name, tensor in net.state_dict().items()}
     synapses: dict[nn.Module, str] = {}
     for name, module in net.named_modules(remove_duplicate=False):
-        if isinstance(module, QuantConv2d | QuantLinear):
+        if isinstance(module, Quantized):
             if synapses.setdefault(module, name) != name:
                 raise ValueError(f"synapse {name!r} is {synapses[module]!r} again; a packed file holds each once")
             weight = tensors.pop(_join(name, "weight"))

@@ -7,10 +7,12 @@ from spikingjelly.activation_based import functional, layer
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from sj_online.deploy.runtime import PackedConv2d
+from sj_online.deploy.runtime import PackedConv1d, PackedConv2d
 from sj_online.neuron import EMPFNode, fold_membrane_norm
 
-FOLDABLE = (nn.Conv2d, layer.Conv2d, PackedConv2d)
+PACKED = (PackedConv1d, PackedConv2d)
+FOLDABLE = (nn.Conv1d, nn.Conv2d, layer.Conv1d, layer.Conv2d, *PACKED)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 @torch.no_grad()
@@ -38,7 +40,7 @@ def fold_norms(net: nn.Module) -> nn.Module:
     for module in list(net.modules()):
         if isinstance(module, nn.Sequential):
             for (_, conv), (name, norm) in pairwise(list(module.named_children())):
-                if isinstance(conv, nn.Conv2d) and type(conv) in FOLDABLE and isinstance(norm, nn.BatchNorm2d):
+                if isinstance(conv, FOLDABLE) and type(conv) in FOLDABLE and isinstance(norm, NORMS):
                     _fold_into(conv, norm)
                     module.register_module(name, nn.Identity())
         for name, child in list(module.named_children()):
@@ -48,10 +50,11 @@ def fold_norms(net: nn.Module) -> nn.Module:
     return net
 
 
-def _fold_into(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+def _fold_into(conv: nn.Conv1d | nn.Conv2d, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
     assert norm.running_mean is not None and norm.running_var is not None
     # A packed weight is scale * levels: the norm goes into the scale, one per channel from here on.
-    part = conv.scale.expand(conv.out_channels, 1, 1, 1) if isinstance(conv, PackedConv2d) else conv.weight
+    per_channel = (conv.out_channels, *[1] * (1 + len(conv.kernel_size)))
+    part = conv.scale.expand(per_channel) if isinstance(conv, PACKED) else conv.weight
     part, conv.bias = fuse_conv_bn_weights(
         part,
         conv.bias,
@@ -61,7 +64,7 @@ def _fold_into(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
         norm.weight,
         norm.bias,
     )
-    if isinstance(conv, PackedConv2d):
+    if isinstance(conv, PACKED):
         conv.scale = part.detach()
     else:
         conv.weight = nn.Parameter(part, requires_grad=False)

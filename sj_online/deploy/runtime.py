@@ -3,6 +3,8 @@
 Nothing here is needed to train, and nothing that trains is imported here.
 """
 
+from typing import Any
+
 import torch
 from spikingjelly.activation_based import layer
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from sj_online.deploy.pack import packed_size, unpack
 
 
-class _Packed:
+class _Packed(nn.Module):
     """The weight of a host layer, held as bits. It is unpacked at each call: memory stays small for one more pass."""
 
     packed: Tensor
@@ -24,7 +26,21 @@ class _Packed:
         return self.scale * unpack(self.packed, self.shape, self.bits, self.scale.dtype)
 
 
-class PackedConv2d(_Packed, layer.Conv2d):
+class _PackedConv(_Packed):
+    bias: nn.Parameter | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve as the layer did that was trained: ``[N, C, ...]`` in any step mode, or ``[T, N, C, ...]``."""
+        if x.dim() == len(self.shape):
+            return self._conv_forward(x, self.weight, self.bias)  # type: ignore[operator]
+        return super().forward(x)
+
+
+class PackedConv1d(_PackedConv, layer.Conv1d):
+    """The host's ``Conv1d`` with packed weights; made by :func:`pack_synapse`."""
+
+
+class PackedConv2d(_PackedConv, layer.Conv2d):
     """The host's ``Conv2d`` with packed weights; made by :func:`pack_synapse`."""
 
 
@@ -32,14 +48,17 @@ class PackedLinear(_Packed, layer.Linear):
     """The host's ``Linear`` with packed weights; made by :func:`pack_synapse`."""
 
 
-def pack_synapse(synapse: nn.Module, bits: int) -> None:
+_PACKED = {layer.Conv1d: PackedConv1d, layer.Conv2d: PackedConv2d, layer.Linear: PackedLinear}
+
+
+def pack_synapse(synapse: Any, bits: int) -> None:
     """Turn a convolution or linear layer into its packed form, in place; the bits are yet to be loaded.
 
     The class of the instance changes, as in ``torch.nn.utils.parametrize``: shape, step mode, bias and hooks stay.
     ``packed`` (uint8) and ``scale`` become buffers, so ``load_state_dict`` fills them.
 
     Args:
-        synapse: a ``Conv2d`` or ``Linear`` of the host, or a subclass.
+        synapse: a ``Conv1d``, ``Conv2d`` or ``Linear`` of the host, or a subclass.
         bits: 1 (one scale per output channel) or 2 (one scale).
 
     Raises:
@@ -51,14 +70,16 @@ def pack_synapse(synapse: nn.Module, bits: int) -> None:
         >>> {name: tuple(tensor.shape) for name, tensor in linear.state_dict().items()}
         {'packed': (8,), 'scale': (4, 1)}
     """
-    if not isinstance(synapse, layer.Conv2d | layer.Linear) or bits not in (1, 2):
+    packed = next((packed for base, packed in _PACKED.items() if isinstance(synapse, base)), None)
+    if packed is None or bits not in (1, 2):
         raise ValueError(
-            f"cannot pack a {type(synapse).__name__} at bits={bits!r}; packed are Conv2d and Linear, bits=1 or 2"
+            f"cannot pack a {type(synapse).__name__} at bits={bits!r};"
+            " packed are Conv1d, Conv2d and Linear, bits=1 or 2"
         )
     weight = synapse.weight
     scale_shape = (weight.shape[0], *[1] * (weight.dim() - 1)) if bits == 1 else ()
     del synapse.weight
-    synapse.__class__ = PackedConv2d if isinstance(synapse, layer.Conv2d) else PackedLinear
+    synapse.__class__ = packed
     synapse.bits, synapse.shape = bits, weight.shape
     synapse.register_buffer(
         "packed", torch.zeros(packed_size(weight.numel(), bits), dtype=torch.uint8, device=weight.device)

@@ -9,24 +9,35 @@ from torch import Tensor, nn
 from sj_online.layer.quantizer import binarize, binary_levels, ternarize, ternary_levels
 
 
-class QuantConv2d(layer.Conv2d):
-    """The host's ``Conv2d`` whose ``weight`` is latent: the forward pass sees ``quantize(weight)``.
+class Quantized(nn.Module):
+    """A synapse whose ``weight`` is latent: the forward pass sees ``quantize(weight)``; subclasses name the quantiser.
 
-    Subclasses name the quantiser. Arguments and shapes are the host's; there is no bias unless asked for.
+    Attributes:
+        weight: latent weights.
+        bits: of a weight, packed.
+        quantize: from latent to quantised weights, with the pseudo-gradient.
+        levels: from latent weights to levels and scale, whose product is the quantised weight.
     """
 
+    weight: nn.Parameter
     bits: int
     quantize: Callable[[Tensor], Tensor]
     levels: Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+class _Conv(Quantized):
+    """A convolution of the host; there is no bias unless asked for."""
+
+    bias: nn.Parameter | None
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: str | int | tuple[int, int] = 0,
-        dilation: int | tuple[int, int] = 1,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: str | int | tuple[int, ...] = 0,
+        dilation: int | tuple[int, ...] = 1,
         groups: int = 1,
         bias: bool = False,
         padding_mode: str = "zeros",
@@ -36,16 +47,23 @@ class QuantConv2d(layer.Conv2d):
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, step_mode
         )
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve ``[N, C, ...]``, or in multi-step mode ``[T, N, C, ...]``.
+
+        A network that merges T and N itself, as around torch's own convolutions, gives ``[N, C, ...]`` in any mode.
+        """
+        if x.dim() == self.weight.dim():
+            return self._conv_forward(x, self.weight, self.bias)
+        return super().forward(x)
+
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return super()._conv_forward(input, self.quantize(weight), bias)
+        return super()._conv_forward(input, self.quantize(weight), bias)  # type: ignore[misc]
 
 
-class QuantLinear(layer.Linear):
-    """The host's ``Linear`` whose ``weight`` is latent, see :class:`QuantConv2d`."""
+class _Linear(Quantized):
+    """A linear layer of the host; there is no bias unless asked for."""
 
-    bits: int
-    quantize: Callable[[Tensor], Tensor]
-    levels: Callable[[Tensor], tuple[Tensor, Tensor]]
+    bias: nn.Parameter | None
 
     def __init__(self, in_features: int, out_features: int, bias: bool = False, step_mode: str = "s") -> None:
         super().__init__(in_features, out_features, bias, step_mode)
@@ -62,7 +80,6 @@ class _Binary:
     bits = 1
     quantize = staticmethod(binarize)
     levels = staticmethod(binary_levels)
-
     weight: nn.Parameter
 
     def reset_parameters(self) -> None:
@@ -80,7 +97,17 @@ class _Ternary:
     levels = staticmethod(ternary_levels)
 
 
-class BinaryConv2d(_Binary, QuantConv2d):
+class BinaryConv1d(_Binary, _Conv, layer.Conv1d):
+    """1-D convolution with one bit per weight, see :class:`BinaryConv2d`; ``[N, C, L]`` or ``[T, N, C, L]``.
+
+    Example:
+        >>> import torch
+        >>> BinaryConv1d(3, 8, kernel_size=1)(torch.rand(2, 3, 16)).shape
+        torch.Size([2, 8, 16])
+    """
+
+
+class BinaryConv2d(_Binary, _Conv, layer.Conv2d):
     """2-D convolution with one bit per weight and one scale per output channel, see :func:`~.quantizer.binarize`.
 
     Args and shapes are those of the host's ``layer.Conv2d``: ``[N, C, H, W]`` step by step, ``[T, N, C, H, W]`` in
@@ -95,7 +122,7 @@ class BinaryConv2d(_Binary, QuantConv2d):
     """
 
 
-class BinaryLinear(_Binary, QuantLinear):
+class BinaryLinear(_Binary, _Linear, layer.Linear):
     """Linear layer with one bit per weight and one scale per output feature, see :class:`BinaryConv2d`.
 
     Example:
@@ -105,7 +132,17 @@ class BinaryLinear(_Binary, QuantLinear):
     """
 
 
-class TernaryConv2d(_Ternary, QuantConv2d):
+class TernaryConv1d(_Ternary, _Conv, layer.Conv1d):
+    """1-D convolution with weights in {-a, 0, a}, see :class:`TernaryConv2d`; ``[N, C, L]`` or ``[T, N, C, L]``.
+
+    Example:
+        >>> import torch
+        >>> TernaryConv1d(3, 8, kernel_size=1)(torch.rand(2, 3, 16)).shape
+        torch.Size([2, 8, 16])
+    """
+
+
+class TernaryConv2d(_Ternary, _Conv, layer.Conv2d):
     """2-D convolution with weights in {-a, 0, a}, one a per tensor ("1.5 bit"), see :func:`~.quantizer.ternarize`.
 
     Args and shapes as :class:`BinaryConv2d`.
@@ -117,7 +154,7 @@ class TernaryConv2d(_Ternary, QuantConv2d):
     """
 
 
-class TernaryLinear(_Ternary, QuantLinear):
+class TernaryLinear(_Ternary, _Linear, layer.Linear):
     """Linear layer with weights in {-a, 0, a}, see :class:`TernaryConv2d`.
 
     Example:

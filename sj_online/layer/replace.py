@@ -1,30 +1,29 @@
 """Quantised synapses in the place of float ones, in any network."""
 
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from spikingjelly.activation_based import functional, layer
 from torch import nn
 
-from sj_online.layer.quant import (
-    BinaryConv2d,
-    BinaryLinear,
-    QuantConv2d,
-    QuantLinear,
-    TernaryConv2d,
-    TernaryLinear,
-)
+from sj_online.layer import quant
+from sj_online.layer.quant import Quantized
 
-_CONV = {"binary": BinaryConv2d, "ternary": TernaryConv2d}
-_LINEAR = {"binary": BinaryLinear, "ternary": TernaryLinear}
-KINDS = tuple(_CONV)
+Synapse = nn.Conv1d | nn.Conv2d | nn.Linear
+_TWINS = {
+    "binary": {nn.Conv1d: quant.BinaryConv1d, nn.Conv2d: quant.BinaryConv2d, nn.Linear: quant.BinaryLinear},
+    "ternary": {nn.Conv1d: quant.TernaryConv1d, nn.Conv2d: quant.TernaryConv2d, nn.Linear: quant.TernaryLinear},
+}
+_TYPES = (nn.Conv1d, nn.Conv2d, nn.Linear, layer.Conv1d, layer.Conv2d, layer.Linear)
+KINDS = tuple(_TWINS)
 
 
-def quantized(synapse: nn.Conv2d | nn.Linear, kind: str) -> QuantConv2d | QuantLinear:
+def quantized(synapse: Synapse, kind: str) -> Quantized:
     """The quantised counterpart of a synapse; it takes over the weight, as latent weight, and the bias.
 
     Args:
-        synapse: a 2-D convolution or linear layer of torch or of the host.
+        synapse: a 1-D or 2-D convolution or linear layer of torch or of the host.
         kind: ``'binary'`` or ``'ternary'``.
 
     Raises:
@@ -37,17 +36,18 @@ def quantized(synapse: nn.Conv2d | nn.Linear, kind: str) -> QuantConv2d | QuantL
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r} is not one of {', '.join(map(repr, KINDS))}")
+    make: Any = next(twin for base, twin in _TWINS[kind].items() if isinstance(synapse, base))
     with torch.device("meta"):  # the weights made here are replaced below
         if isinstance(synapse, nn.Linear):
-            twin: QuantConv2d | QuantLinear = _LINEAR[kind](synapse.in_features, synapse.out_features)
+            twin = make(synapse.in_features, synapse.out_features)
         else:
-            twin = _CONV[kind](
+            twin = make(
                 synapse.in_channels,
                 synapse.out_channels,
-                synapse.kernel_size,  # type: ignore[arg-type]
-                synapse.stride,  # type: ignore[arg-type]
-                synapse.padding,  # type: ignore[arg-type]
-                synapse.dilation,  # type: ignore[arg-type]
+                synapse.kernel_size,
+                synapse.stride,
+                synapse.padding,
+                synapse.dilation,
                 synapse.groups,
                 padding_mode=synapse.padding_mode,
             )
@@ -57,10 +57,10 @@ def quantized(synapse: nn.Conv2d | nn.Linear, kind: str) -> QuantConv2d | QuantL
 
 
 def quantize_synapses(net: nn.Module, kind: str, keep: str | Collection[str] = ("first", "last")) -> list[str]:
-    """Replace the 2-D convolutions and linear layers of torch and of the host by binary or ternary ones, in place.
+    """Replace 1-D and 2-D convolutions and linear layers, torch's and the host's, by binary or ternary ones, in place.
 
     The weights stay the same parameters, now latent, so an optimizer that holds them goes on. Subclasses that make
-    their weight themselves, as weight standardisation does, are left alone.
+    their weight themselves, as weight standardisation does, are left alone, and so are 3-D and transposed convolutions.
 
     Args:
         net: any SpikingJelly network.
@@ -80,11 +80,10 @@ def quantize_synapses(net: nn.Module, kind: str, keep: str | Collection[str] = (
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r} is not one of {', '.join(map(repr, KINDS))}")
-    types = (nn.Conv2d, nn.Linear, layer.Conv2d, layer.Linear)
-    if type(net) in types:
+    if type(net) in _TYPES:
         raise ValueError(f"net={type(net).__name__}: nothing inside it to replace")
     keep = (keep,) if isinstance(keep, str) else keep
-    names = [name for name, module in net.named_modules() if type(module) in types]
+    names = [name for name, module in net.named_modules() if type(module) in _TYPES]
     kept = {"first": names[:1], "last": names[-1:]} | {name: [name] for name in names}
     unknown = sorted(set(keep) - kept.keys())
     if unknown:

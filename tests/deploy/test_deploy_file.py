@@ -12,7 +12,7 @@ from torch import nn
 from sj_online import model, registry
 from sj_online.deploy import export, load, read_header
 from sj_online.layer import BinaryConv2d, BinaryLinear, TernaryConv2d
-from sj_online.layer.quant import QuantConv2d, QuantLinear
+from sj_online.layer.quant import Quantized
 
 
 def small_net(width=6, classes=5):
@@ -36,7 +36,7 @@ def net(monkeypatch):
     monkeypatch.setattr(registry, "_entry_points", lambda group: {point.name: point})
     net = small_net(classes=4)
     for module in net.modules():
-        if isinstance(module, QuantConv2d | QuantLinear):
+        if isinstance(module, Quantized):
             nn.init.normal_(module.weight)
     net(torch.randn(8, 2, 5, 5))  # running statistics of BN
     functional.reset_net(net)

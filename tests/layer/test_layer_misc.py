@@ -10,18 +10,30 @@ from sj_online.layer import SECA, Feedback, ScaledWSConv2d, ScaledWSLinear, Step
 
 @pytest.mark.parametrize("unbiased", [True, False])
 @pytest.mark.parametrize("synapse", [ScaledWSConv2d(3, 4, 3, bias=False), ScaledWSLinear(11, 4, bias=False)])
-def test_sws_has_the_papers_weight_with_the_unbiased_variance(synapse, unbiased):
+def test_sws_has_the_papers_weight_and_gradient_with_the_unbiased_variance(synapse, unbiased):
     synapse = synapse.double()
     nn.init.normal_(synapse.gain)
-    W = synapse.weight.detach().flatten(1)
+    conv = synapse.weight.dim() == 4
+    x = torch.randn((2, 3, 5, 5) if conv else (2, 11), dtype=torch.float64, requires_grad=True)
+
+    W = synapse.weight.flatten(1)
     N = W.shape[1]
     var = ((W - W.mean(1, keepdim=True)) ** 2).sum(1, keepdim=True) / (N - 1 if unbiased else N)
-    weight = synapse.gain.flatten(1) * (W - W.mean(1, keepdim=True)) / (var * N + 1e-4).sqrt()
-    weight = weight.view_as(synapse.weight)
-    x = torch.randn(2, 3, 5, 5, dtype=torch.float64) if weight.dim() == 4 else torch.randn(2, 11, dtype=torch.float64)
-    expected = F.conv2d(x, weight) if weight.dim() == 4 else F.linear(x, weight)
-    close = torch.allclose(synapse(x), expected, rtol=0, atol=1e-12)
-    assert close == unbiased  # the biased variance is the negative control
+    W_hat = synapse.gain.flatten(1) * (W - W.mean(1, keepdim=True)) / (var * N + 1e-4).sqrt()
+    expected = (F.conv2d if conv else F.linear)(x, W_hat.view_as(synapse.weight))
+
+    grad, inputs = torch.randn_like(expected), (x, synapse.weight, synapse.gain)
+    ours, oracle = ((out, *torch.autograd.grad(out, inputs, grad)) for out in (synapse(x), expected))
+    for a, b in zip(ours, oracle, strict=True):
+        # The biased variance is the negative control.
+        assert torch.allclose(a, b, rtol=0, atol=1e-12) == unbiased
+
+
+def test_sws_heeds_the_padding_mode():
+    conv = ScaledWSConv2d(3, 4, 3, padding=1, padding_mode="circular")
+    x = torch.randn(2, 3, 6, 6)
+    padded = F.pad(x, (1, 1, 1, 1), mode="circular")
+    torch.testing.assert_close(conv(x), F.conv2d(padded, conv.get_weight(), conv.bias))
 
 
 def test_sws_runs_in_both_step_modes():
@@ -91,6 +103,7 @@ def test_feedback_carries_the_gradient_until_it_is_detached():
 
 
 LAYERS = {
+    "binary_conv1d": lambda layer: nn.Sequential(nn.Flatten(-2), layer(3, 4, 3)),
     "binary_conv2d": lambda layer: layer(3, 4, 3),
     "binary_linear": lambda layer: layer(6, 4),
     "feedback": lambda layer: layer(nn.Identity(), nn.Tanh(), nn.Identity()),
@@ -98,6 +111,7 @@ LAYERS = {
     "scaled_ws_linear": lambda layer: layer(6, 4),
     "seca": lambda layer: layer(),
     "step_batch_norm2d": lambda layer: layer(3),
+    "ternary_conv1d": lambda layer: nn.Sequential(nn.Flatten(-2), layer(3, 4, 3)),
     "ternary_conv2d": lambda layer: layer(3, 4, 3),
     "ternary_linear": lambda layer: layer(6, 4),
 }

@@ -2,8 +2,15 @@ import pytest
 import torch
 from spikingjelly.activation_based import functional, layer
 
-from sj_online.layer import BinaryConv2d, BinaryLinear, TernaryConv2d, TernaryLinear
+from sj_online.layer import BinaryConv1d, BinaryConv2d, BinaryLinear, TernaryConv1d, TernaryConv2d, TernaryLinear
 from sj_online.layer.quantizer import binarize, ternarize
+
+CONVS = [
+    (BinaryConv1d, layer.Conv1d, (9,)),
+    (BinaryConv2d, layer.Conv2d, (9, 9)),
+    (TernaryConv1d, layer.Conv1d, (9,)),
+    (TernaryConv2d, layer.Conv2d, (9, 9)),
+]
 
 
 @pytest.fixture
@@ -41,25 +48,50 @@ def test_ternarize_of_zeros_is_zero():
     assert torch.equal(ternarize(torch.zeros(3, 3)), torch.zeros(3, 3))
 
 
+def twins(synapse, host, *args, **kwargs):
+    """A quantised layer, and the host's with its weights as they are quantised."""
+    ours, theirs = synapse(*args, bias=True, **kwargs).double(), host(*args, **kwargs).double()
+    torch.nn.init.normal_(ours.weight)
+    theirs.load_state_dict({"weight": ours.quantize(ours.weight), "bias": ours.bias})
+    return ours, theirs
+
+
 @pytest.mark.parametrize("padding_mode", ["zeros", "circular"])
-@pytest.mark.parametrize(("synapse", "quantise"), [(BinaryConv2d, binarize), (TernaryConv2d, ternarize)])
-def test_conv_is_the_hosts_conv_with_quantised_weights(synapse, quantise, padding_mode):
-    conv = synapse(4, 6, 3, stride=2, padding=1, groups=2, padding_mode=padding_mode).double()
-    host = layer.Conv2d(4, 6, 3, stride=2, padding=1, groups=2, bias=False, padding_mode=padding_mode).double()
-    torch.nn.init.normal_(conv.weight)
-    host.load_state_dict({"weight": quantise(conv.weight)})
-    x = torch.randn(3, 2, 4, 9, 9, dtype=torch.float64)
+@pytest.mark.parametrize(("synapse", "host", "size"), CONVS)
+def test_conv_is_the_hosts_conv_with_quantised_weights(synapse, host, size, padding_mode):
+    conv, host = twins(synapse, host, 4, 6, 3, stride=2, padding=1, groups=2, padding_mode=padding_mode)
+    x = torch.randn(3, 2, 4, *size, dtype=torch.float64)
     assert torch.equal(conv(x[0]), host(x[0]))
     functional.set_step_mode(conv, "m")
     assert torch.equal(conv(x), torch.stack([host(step) for step in x]))
+    assert torch.equal(conv(x[0]), host(x[0]))  # T and N merged by the network
 
 
 @pytest.mark.parametrize(("synapse", "quantise"), [(BinaryLinear, binarize), (TernaryLinear, ternarize)])
 def test_linear_is_the_hosts_linear_with_quantised_weights(synapse, quantise):
-    linear = synapse(7, 5, bias=True).double()
-    torch.nn.init.normal_(linear.weight)
+    linear, host = twins(synapse, layer.Linear, 7, 5)
     x = torch.randn(3, 2, 7, dtype=torch.float64)
-    assert torch.equal(linear(x), torch.nn.functional.linear(x, quantise(linear.weight), linear.bias))
+    assert torch.equal(linear.quantize(linear.weight), quantise(linear.weight)) and torch.equal(linear(x), host(x))
+
+
+@pytest.mark.parametrize(
+    ("synapse", "host", "shape"),
+    [
+        (BinaryLinear, lambda i, o, k: layer.Linear(i, o), (2, 4)),
+        (TernaryLinear, lambda i, o, k: layer.Linear(i, o), (2, 4)),
+        *((synapse, host, (2, 4, *size)) for synapse, host, size in CONVS),
+    ],
+)
+def test_the_gradient_is_the_hosts_behind_the_mask(synapse, host, shape):
+    conv = len(shape) > 2
+    ours, theirs = twins(synapse if conv else lambda i, o, k, bias: synapse(i, o, bias), host, 4, 6, 3)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    grad = torch.randn_like(ours(x))
+    dx, dw, db = torch.autograd.grad(ours(x), (x, ours.weight, ours.bias), grad)
+    host_dx, host_dw, host_db = torch.autograd.grad(theirs(x), (x, theirs.weight, theirs.bias), grad)
+    inside = ours.weight.abs() <= 1
+    assert 0 < inside.sum() < inside.numel()
+    assert torch.equal(dx, host_dx) and torch.equal(db, host_db) and torch.equal(dw, host_dw * inside)
 
 
 @pytest.mark.parametrize("synapse", [BinaryConv2d(8, 8, 3), BinaryLinear(100, 9)])

@@ -3,20 +3,37 @@ import copy
 import pytest
 import torch
 from spikingjelly.activation_based import functional, layer, neuron
-from spikingjelly.activation_based.model import spiking_resnet
+from spikingjelly.activation_based.model import maxformer, qkformer, spikformer, spiking_resnet
 from torch import nn
 
-from sj_online import convert
+from sj_online import convert, deploy
 from sj_online.layer import BinaryConv2d, BinaryLinear, ScaledWSConv2d, TernaryConv2d
+from sj_online.layer.quant import Quantized
 from sj_online.layer.replace import quantize_synapses, quantized
+
+# Their attention and MLPs are 1-D convolutions, torch's own in some.
+TRANSFORMERS = {
+    "spikformer": lambda: spikformer.Spikformer(
+        2, 3, 32, 32, patch_size=16, num_classes=3, embed_dims=32, num_heads=2, depths=1
+    ),
+    "qkformer": lambda: qkformer.QKFormer(2, num_classes=3, embed_dims=32, num_heads=(1, 2, 2), depths=(1, 1, 1)),
+    "maxformer": lambda: maxformer.MaxFormer(2, num_classes=3, embed_dims=32, depths=(1, 1, 1), cifar=True),
+}
 
 
 @pytest.mark.parametrize("kind", ["binary", "ternary"])
-@pytest.mark.parametrize("synapse", [layer.Conv2d(4, 6, (3, 1), 2, 1, groups=2, step_mode="m"), torch.nn.Linear(4, 6)])
+@pytest.mark.parametrize(
+    "synapse",
+    [
+        layer.Conv1d(4, 6, 3, padding=1, step_mode="m"),
+        layer.Conv2d(4, 6, (3, 1), 2, 1, groups=2, step_mode="m"),
+        torch.nn.Linear(4, 6),
+    ],
+)
 def test_the_quantised_twin_takes_over_everything(synapse, kind):
     twin = quantized(synapse.eval(), kind)
     assert twin.weight is synapse.weight and twin.bias is synapse.bias and not twin.training
-    x = torch.randn(3, 2, 4, 5, 5) if isinstance(synapse, layer.Conv2d) else torch.randn(3, 4)
+    x = torch.randn(3, 4) if isinstance(synapse, nn.Linear) else torch.randn(3, 2, 4, *synapse.weight.shape[2:])
     expected = copy.deepcopy(synapse)
     expected.weight.data = twin.quantize(synapse.weight.data)
     assert torch.equal(twin(x), expected(x))
@@ -65,3 +82,22 @@ def test_keep_may_be_one_name_and_a_synapse_alone_is_refused():
     assert quantize_synapses(net(), "binary", keep="1") == ["0"]
     with pytest.raises(ValueError, match="net=Linear: nothing inside it to replace"):
         quantize_synapses(nn.Linear(2, 2), "binary", keep=())
+
+
+@pytest.mark.parametrize("kind", ["binary", "ternary"])
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_transformers_of_the_host_are_quantised_whole_train_and_deploy(name, kind, tmp_path):
+    torch.manual_seed(0)
+    net, twin = TRANSFORMERS[name](), TRANSFORMERS[name]()
+    for each in (net, twin):
+        synapses = [n for n, m in each.named_modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Linear)]
+        assert quantize_synapses(each, kind) == synapses[1:-1]
+        functional.set_step_mode(each, "m")  # torch's own convolutions, between which T and N are merged, have no mode
+    net(torch.rand(2, 2, 3, 32, 32)).square().sum().backward()
+    assert all(m.weight.grad.isfinite().all() for m in net.modules() if isinstance(m, Quantized))
+
+    functional.reset_net(net.eval())
+    deploy.export(net, tmp_path / "net")
+    x = torch.rand(2, 2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(deploy.load(tmp_path / "net", twin)(x), net(x))
