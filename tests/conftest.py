@@ -8,7 +8,7 @@ import pytest  # noqa: E402 - torch reads the variable when it is imported
 
 from sj_online.cli import main  # noqa: E402
 
-TINY = ["--num_steps=2", "--model.options.widths=[[8],[16]]", "--train.epochs=2", "--train.batch_size=64"]
+TINY = ["--num_steps=2", "--model.options.width=4", "--train.epochs=2", "--train.batch_size=64"]
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from sj_online.session import Session
 
 SMALL = Recipe(
     num_steps=2,
-    model=Model("small_vgg", {"widths": [[4], [8]]}),
+    model=Model("small_vgg", {"width": 4}),
     train=Train("sltt", {"update": "step", "step_scale": "sum"}, epochs=1, batch_size=256),
 )
 
@@ -31,8 +31,8 @@ def test_summary(run_dir):
     assert 0.3 < summary["test_accuracy"] <= 1
     assert summary["train_seconds"] > 0
     assert summary["peak_memory_bytes"] > summary["saved_bytes"] > 0
-    stem, conv, readout, norms, neurons = 8 * 9, 8 * 16 * 9, 16 * 10 + 10, 2 * (8 + 16), 2 * 2 * 2
-    assert summary["parameters"] == stem + conv + readout + norms + neurons
+    stem, convs, readout, norms, neurons = 4 * 9, (4 * 8 + 8 * 16) * 9, 16 * 10 + 10, 2 * (4 + 8 + 16), 3 * 2 * 2
+    assert summary["parameters"] == stem + convs + readout + norms + neurons
 
 
 def test_metrics_are_also_in_tensorboard(run_dir):
@@ -65,14 +65,14 @@ def test_best_is_chosen_on_validation_data_and_the_rest_uses_last(tmp_path, monk
     assert measured == ["val", "val", "test"]
     assert (summary["best_epoch"], summary["best_val_accuracy"], summary["test_accuracy"]) == (1, 0.9, 0.4)
     last, best = (run.open_run(tmp_path / "run", checkpoint=which) for which in ("last", "best"))
-    counts = [session.net[1].num_batches_tracked.item() for session in (last, best)]
+    counts = [session.net.features[0].norm.num_batches_tracked.item() for session in (last, best)]
     assert counts[0] == 2 * counts[1]
 
 
 def test_saved_bytes_do_not_grow_with_T_online_and_do_under_bptt(tmp_path):
     def saved(T, rule):
         """With one threshold and decay for all steps: a vector of T of them is itself saved."""
-        model = Model("small_vgg", {"widths": [[4], [8]], "num_steps": None})
+        model = Model("small_vgg", {"width": 4, "num_steps": None})
         config = replace(SMALL, num_steps=T, model=model, train=replace(SMALL.train, rule=rule, options={}))
         return run.train(config, tmp_path / f"{rule}{T}")["saved_bytes"]
 
@@ -91,11 +91,11 @@ def test_mixed_precision(tmp_path, rule):
     config = replace(SMALL, train=replace(SMALL.train, rule=rule, options={}))
     config = replace(config, fabric=replace(config.fabric, precision="bf16-mixed"))
     session = Session(config)
-    before = session.net[4].weight.clone()
+    before = session.net.features[3].conv.weight.clone()
     x, y = next(iter(session.training_batches()))
     session.train_step(x, y)
-    assert session.net[4].weight.dtype == torch.float32
-    assert not torch.equal(session.net[4].weight, before)
+    assert session.net.features[3].conv.weight.dtype == torch.float32
+    assert not torch.equal(session.net.features[3].conv.weight, before)
 
 
 def test_draws_of_an_epoch_depend_on_seed_and_epoch_alone():
@@ -132,6 +132,6 @@ def test_two_processes_train_one_network(tmp_path, tiny):
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2]
     assert lines[1]["loss"] < lines[0]["loss"]
-    steps = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["net"]["1.num_batches_tracked"]
+    steps = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["net"]["features.0.norm.num_batches_tracked"]
     assert steps == 2 * 2 * (1077 // 2 // 32)  # epochs, T, batches of 32 for each process
     assert main(["eval", str(tmp_path / "run")]) == 0

@@ -8,6 +8,7 @@ from sj_online.model.hdlif import (
     hdlif_vgg,
     hdlif_vgg13,
     hdlif_vgg_snn,
+    small_vgg,
 )
 from sj_online.model.lmh import (
     lmh_ms_resnet34,
@@ -22,7 +23,6 @@ from sj_online.model.lmh import (
 )
 from sj_online.model.ottt import nf_resnet34, ottt_vgg, ottt_vgg_f
 from sj_online.model.sltt import sltt_preact_resnet18
-from sj_online.model.small_vgg import small_vgg
 from sj_online.model.stol import stol_ms_resnet18, stol_sew_resnet34, stol_vgg11
 
 __all__ = [

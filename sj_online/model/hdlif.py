@@ -190,3 +190,7 @@ hdlif_vgg13 = factories.variant(
     plan=(1, 1, "A", 2, 2, "A", 4, 4, "A", 8, 8, 8, "A", 8),
 )
 hdlif_vgg_snn = factories.variant(hdlif_vgg, plan=(1, 2, "A", 4, 4, "A", 8, 8, "A", 8, 8, "A"), image_size=48)
+small_vgg = factories.variant(
+    hdlif_vgg, in_channels=1, num_steps=4, plan=(1, "A", 2, "A", 4, "A"), neuron="empf", width=32
+)
+"""For images of a few pixels."""

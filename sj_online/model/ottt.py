@@ -1,13 +1,14 @@
 """The networks of OTTT: no batch norm, standardised weights, and a scale behind every neuron."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from spikingjelly.activation_based import layer
+from spikingjelly.activation_based.model.spiking_vggws_ottt import OTTTSpikingVGG
 from torch import Tensor, nn
 
-from sj_online.layer import Feedback
+from sj_online.layer import Feedback, ScaledWSConv2d
+from sj_online.layer.replace import KINDS, quantize_synapses
 from sj_online.model import blocks, factories
 from sj_online.model.blocks import Residual, Scale
 from sj_online.model.factories import NeuronFactory
@@ -40,6 +41,11 @@ def _initialise(*nets: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+def _first(synapse: str) -> type[layer.Conv2d]:
+    """The first convolution sees the image: its weights are standardised as all others, but never quantised."""
+    return ScaledWSConv2d if synapse == "ws" else layer.Conv2d
+
+
 @factories.cite("OTTT (Xiao et al. 2022)")
 def ottt_vgg(
     num_classes: int = 10,
@@ -56,7 +62,8 @@ def ottt_vgg(
 ) -> nn.Sequential:
     """VGG of OTTT, and VGG-F: 64-128-A-256-256-A-512-512-A-512-512, global average pool, readout.
 
-    With three input channels and without feedback it is the host's ``ottt_spiking_vggws``.
+    Its layers are those of the host's ``ottt_spiking_vggws``; where weights are not standardised there is no scale
+    behind the neurons. The first convolution and the readout have float weights.
 
     Args:
         num_classes: outputs of the readout.
@@ -77,19 +84,18 @@ def ottt_vgg(
         >>> ottt_vgg(width=8, feedback=True)(torch.rand(2, 3, 16, 16)).shape
         torch.Size([2, 10])
     """
-    conv = factories.choice("synapse", synapse, factories.SYNAPSES)
+    factories.choice("synapse", synapse, factories.SYNAPSES)
     node = factories.neuron_factory(neuron, num_steps, **(neuron_options or {}))
-
-    def unit(channels: int, out_channels: int, first: bool) -> Iterable[nn.Module]:
-        modules = [conv(channels, out_channels, 3, padding=1, bias=True), node(), Scale(GAIN)]
-        return modules + [layer.Dropout(dropout)] if dropout else modules
-
     plan = blocks.widen((1, 2, "A", 4, 4, "A", 8, 8, "A", 8, 8), width)
-    features: nn.Module = blocks.vgg(plan, in_channels, unit)
+    layers = nn.Sequential(*OTTTSpikingVGG.make_layers(plan, synapse == "ws", node, dropout))
+    layers[0] = _first(synapse)(in_channels, width, 3, padding=1)  # the host's takes three channels
     readout = blocks.vgg_readout(plan, None, num_classes)
-    _initialise(features, readout)
+    _initialise(layers, readout)
+    if synapse in KINDS:
+        quantize_synapses(layers, synapse, keep="first")
+    features: nn.Module = layers
     if feedback:
-        entry, *body = features.children()
+        entry, *body = layers
         back = layer.Conv2d(8 * width, width, 3, padding=1)
         nn.init.zeros_(back.weight)
         connection = blocks.row(up=layer.Upsample(scale_factor=2 ** plan.count("A"), mode="nearest"), conv=back)
@@ -112,7 +118,8 @@ def nf_resnet34(
     """Normaliser-free ResNet-34 of OTTT, for ImageNet.
 
     A block sees x / beta, beta^2 the variance that x is expected to have: each block adds alpha^2 = 0.04, and one that
-    changes the shape starts again from 1.
+    changes the shape starts again from 1. The first convolution and the readout have float weights. OTTT's authors do
+    not trace this readout, which has no neuron before it: ``OTTT(..., trace_readout=False)``.
 
     Args:
         num_classes: outputs of the readout, whose weights start at zero.
@@ -152,7 +159,7 @@ def nf_resnet34(
         shortcut = conv(channels, out_channels, 1, stride, bias=True)
         return nn.Sequential(*fire, Residual(nn.Sequential(*branch), shortcut))
 
-    stem = blocks.row(conv=conv(in_channels, width, 7, 2, 3, bias=True), pool=layer.AvgPool2d(3, 2, 1))
+    stem = blocks.row(conv=_first(synapse)(in_channels, width, 7, 2, 3, bias=True), pool=layer.AvgPool2d(3, 2, 1))
     stages = blocks.stages(block, width, [width, 2 * width, 4 * width, 8 * width], (3, 4, 6, 3))
     readout = blocks.pooled_readout(8 * width, num_classes)
     _initialise(stem, stages, readout)

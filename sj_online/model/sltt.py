@@ -6,7 +6,7 @@ from spikingjelly.activation_based import layer
 from torch import nn
 
 from sj_online.model import blocks, factories
-from sj_online.model.blocks import Parts, Residual
+from sj_online.model.blocks import Residual
 from sj_online.model.factories import NeuronFactory
 
 
@@ -44,21 +44,21 @@ def sltt_preact_resnet18(
         >>> sltt_preact_resnet18(width=8)(torch.rand(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
-    parts = Parts(conv=factories.choice("synapse", synapse, factories.SYNAPSES), bias=True)
+    conv = factories.choice("synapse", synapse, factories.SYNAPSES)
     node = factories.neuron_factory(neuron, num_steps, **(neuron_options or {}))
 
     def fire(channels: int) -> list[nn.Module]:
-        return [parts.norm(channels), node()]
+        return [layer.BatchNorm2d(channels), node()]
 
     def block(channels: int, out_channels: int, stride: int) -> nn.Module:
         same = channels == out_channels and stride == 1
         body = nn.Sequential(
-            parts.conv(channels, out_channels, 3, stride, 1),
+            conv(channels, out_channels, 3, stride, 1, bias=True),
             *fire(out_channels),
             layer.Dropout(dropout),
-            parts.conv(out_channels, out_channels, 3, padding=1),
+            conv(out_channels, out_channels, 3, padding=1, bias=True),
         )
-        shortcut = None if same else parts.conv(channels, out_channels, 1, stride)
+        shortcut = None if same else conv(channels, out_channels, 1, stride, bias=True)
         return nn.Sequential(*fire(channels), Residual(body, shortcut))
 
     widths = [width, 2 * width, 4 * width, 8 * width]

@@ -1,46 +1,20 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from spikingjelly.activation_based import functional, neuron
+from spikingjelly.activation_based import neuron
 from spikingjelly.activation_based.model import spiking_vggws_ottt
+from tiny_models import IMAGENET, TINY, N, T, build, outputs
 from torch import nn
 
 from sj_online import model, registry
-from sj_online.layer import ScaledWSConv2d
-from sj_online.layer.quant import QuantConv2d, QuantLinear
+from sj_online.layer.quant import Quantized
 from sj_online.neuron import OnlineNode
 
-T, N = 2, 2
-IMAGE, EVENTS, IMAGENET = (3, 32, 32), (2, 48, 48), (3, 64, 64)
-SEQUENCES = {EVENTS}
-
-# Narrow instances of every registered network, and the input they belong to.
-TINY = {
-    "hdlif_resnet18": ({"width": 4}, IMAGE),
-    "hdlif_resnet19": ({"width": 4}, IMAGE),
-    "hdlif_resnet34": ({"width": 4, "num_classes": 10}, IMAGENET),
-    "hdlif_vgg13": ({"width": 4, "num_classes": 10}, IMAGENET),
-    "hdlif_vgg_snn": ({"width": 4}, EVENTS),
-    "lmh_ms_resnet34": ({"width": 4, "num_classes": 10}, IMAGENET),
-    "lmh_resnet18": ({"width": 4}, IMAGE),
-    "lmh_resnet19": ({"width": 4}, IMAGE),
-    "lmh_resnet19_wide": ({"width": 8}, IMAGE),
-    "lmh_resnet20": ({"width": 4}, IMAGE),
-    "lmh_vgg13": ({"width": 4, "hidden": 2, "num_classes": 10}, IMAGE),
-    "lmh_vgg16": ({"width": 4, "hidden": 2, "num_classes": 10}, IMAGE),
-    "nf_resnet34": ({"width": 4, "num_classes": 10}, IMAGENET),
-    "ottt_vgg": ({"width": 4}, IMAGE),
-    "ottt_vgg_f": ({"width": 4}, IMAGE),
-    "sltt_preact_resnet18": ({"width": 4}, IMAGE),
-    "small_vgg": ({"widths": [[4, 4], [4]], "in_channels": 3}, IMAGE),
-    "stol_ms_resnet18": ({"width": 4}, IMAGE),
-    "stol_sew_resnet34": ({"num_classes": 10}, IMAGENET),
-    "stol_vgg11": ({"width": 4}, EVENTS),
-}
 # What the registered names leave out: the block layouts of EM-PF, Fig. 3, and the options of the others.
+LAYOUTS = [{"parallel": "half"}, {"parallel": "all"}, {"attention": "seca1"}, {"attention": "seca2"}]
 VARIANTS = [
-    ("hdlif_resnet18", {"parallel": "half"}),
-    ("hdlif_resnet18", {"parallel": "all", "synapse": "ternary"}),
+    *((name, layout) for name in ("hdlif_resnet18", "hdlif_resnet19", "hdlif_resnet34") for layout in LAYOUTS),
+    ("hdlif_resnet18", {"parallel": "all", "synapse": "ternary", "neuron": "empf"}),
     ("hdlif_resnet18", {"attention": "seca1", "membrane_norm": True, "neuron": "empf"}),
     ("hdlif_resnet18", {"attention": "seca2", "parallel": "half"}),
     ("hdlif_resnet19", {"membrane_norm": True, "attention": "seca2"}),
@@ -54,44 +28,28 @@ VARIANTS = [
 CASES = [(name, {}) for name in TINY] + VARIANTS
 
 
-def build(name, options):
-    torch.manual_seed(0)
-    kwargs, shape = TINY[name]
-    steps = {"num_steps": T} if name.startswith(("hdlif", "small")) else {}
-    net = registry.get("models", name)(**(steps | kwargs | options))
-    for module in net.modules():
-        if isinstance(module, QuantConv2d | QuantLinear):
-            nn.init.normal_(module.weight, 0, 0.5)  # signs of both kinds
-        if isinstance(module, ScaledWSConv2d):
-            nn.init.constant_(module.gain, 3.0)  # two steps are short for a network without norms: make it fire
-    return net, torch.randn(T, N, *shape) if shape in SEQUENCES else torch.randn(N, *shape)
-
-
-def sequence(x):
-    return x if x.dim() == 5 else x.expand(T, *x.shape)
-
-
-def outputs(net, x, step_mode):
-    functional.reset_net(net)
-    functional.set_step_mode(net, step_mode)
-    with torch.no_grad():
-        return net(sequence(x)) if step_mode == "m" else torch.stack([net(x_t) for x_t in sequence(x)])
-
-
 def test_every_registered_network_is_here():
     assert set(TINY) == set(registry.names("models"))
     assert all(registry.get("models", name).paper for name in TINY)
 
 
+def separate_steps(net):
+    """Let every step have parameters of its own."""
+    for name, parameter in net.named_parameters():
+        if "raw_" in name:
+            nn.init.uniform_(parameter, -1, 1)
+
+
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_steps_and_sequence_agree_in_eval_mode(name, options):
     net, x = build(name, options)
+    separate_steps(net)
     net, x = net.double(), x.double()
     outputs(net, x, "s")  # running statistics
     net.eval()
     steps = outputs(net, x, "s")
     assert steps.shape == (T, N, 10) and steps.isfinite().all()
-    assert name == "nf_resnet34" or steps.std() > 0  # its readout starts at zero
+    assert name == "nf_resnet34" or (steps[:, 0] != steps[:, 1]).any()  # its readout starts at zero
     torch.testing.assert_close(outputs(net, x, "m"), steps, rtol=0, atol=1e-12)
 
 
@@ -124,6 +82,30 @@ def test_one_training_step_under_every_rule_that_admits_the_network(name, option
         rule.close()
 
 
+@pytest.mark.parametrize(
+    ("name", "parallel", "options"),
+    [
+        ("hdlif_resnet18", "all", {}),
+        ("hdlif_resnet19", "all", {"attention": "seca2"}),
+        ("hdlif_resnet34", "all", {"neuron": "empf"}),
+        ("hdlif_vgg13", True, {}),
+        ("hdlif_vgg_snn", True, {"attention": True}),
+    ],
+)
+@pytest.mark.parametrize("case", ["parallel", "sequential", "training"])
+def test_a_parallel_network_evaluates_all_steps_as_one_batch(name, parallel, options, case):
+    if case == "sequential":
+        parallel = {"all": "none", True: False}[parallel]
+    net, x = build(name, options | {"parallel": parallel, "num_steps": None})
+    x = torch.randn(T, *x.shape[-4:], dtype=torch.float64)
+    outputs(net.double(), x, "s")  # running statistics
+    net.train(case == "training")
+    steps = outputs(net, x, "s")
+    merged = outputs(net, x.flatten(0, 1)[None], "s").view_as(steps)
+    # Neurons with a membrane, and batch norm in training, are the negative controls.
+    assert torch.allclose(merged, steps, rtol=0, atol=1e-12) == (case == "parallel")
+
+
 def test_ottt_vgg_is_the_hosts():
     host = spiking_vggws_ottt.ottt_spiking_vggws(
         spiking_neuron=lambda: neuron.LIFNode(2.0, False, v_reset=None), num_classes=10
@@ -152,7 +134,7 @@ def test_the_stem_has_float_weights_for_images_and_not_for_events(name, options,
     with torch.device("meta"):
         net = registry.get("models", name)(**options)
     convs = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
-    assert sum(not isinstance(conv, QuantConv2d) for conv in convs) == floats
+    assert sum(not isinstance(conv, Quantized) for conv in convs) == floats
 
 
 def test_feedback_acts_from_the_second_step_on():
