@@ -76,3 +76,16 @@ def test_theorem_4_2_the_ratio_of_online_to_stbp_for_any_pattern():
 def test_spike_bits_out_of_range(bits):
     with pytest.raises(ValueError, match=f"spike_bits={bits} is not None or an integer from 1 to 16"):
         HDLIFNode(spike_bits=bits)
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_without_gradients_it_computes_the_same(step_mode, parallel, bits):
+    node = trained(spike_bits=bits, step_mode=step_mode, parallel=parallel)
+    x = torch.randn(T, 500, dtype=torch.float64) * 3
+    x[:, 0] = node.threshold.detach()  # where minimum and the choice could differ
+    expected = run(node, x)
+    state = node.v
+    with torch.no_grad():
+        assert torch.equal(run(node, x), expected) and torch.equal(node.v, state)

@@ -121,7 +121,7 @@ class EMPFNode(OnlineNode):
         (v,) = states
         threshold = self._at(self.raw_threshold, t, 1, v.dtype).sigmoid()[0]
         if self.parallel:
-            return reference.fire(x.to(v.dtype), threshold, self.spike_bits, self.temporal_grad)[0], states
+            return reference.fire_parallel(x.to(v.dtype), threshold, self.spike_bits), states
         m = reference.charge(x, v, self._at(self.raw_decay, t, 1, v.dtype).sigmoid()[0])
         if self.membrane_norm:
             alpha, beta = (self._at(p, t, 1, v.dtype).sigmoid()[0] for p in (self.raw_alpha, self.raw_beta))
@@ -140,7 +140,7 @@ class EMPFNode(OnlineNode):
         decay = torch.zeros_like(threshold) if self.parallel else self._at(self.raw_decay, t, steps, v.dtype).sigmoid()
         if self.parallel and backend == "torch":
             threshold = threshold.view(-1, *(1 for _ in v.shape))
-            s_seq, _ = reference.fire(x_seq.to(v.dtype), threshold, self.spike_bits, self.temporal_grad)
+            s_seq = reference.fire_parallel(x_seq.to(v.dtype), threshold, self.spike_bits)
             return s_seq.to(x_seq.dtype), states, v.expand_as(x_seq)
         learns = torch.is_grad_enabled()
         keep = "v" if self.store_v_seq or (learns and decay.requires_grad) else "fired" if learns else ""

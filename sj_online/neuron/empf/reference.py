@@ -33,26 +33,41 @@ def normalize(m: Tensor, norm: Callable[[Tensor], Tensor], alpha: Tensor, beta: 
 def fire(m: Tensor, threshold: Tensor, spike_bits: int, temporal_grad: bool) -> tuple[Tensor, Tensor]:
     """s[t] and v[t] from m[t], all [N, ...] (EM-PF, Eq. 4 and 5).
 
-    Not minimum and relu: their derivatives at m = threshold are 1/2 and 0, the paper's chi is 1 there.
+    Minimum and relu have the same values in a fraction of the time, but their derivatives at m = threshold are 1/2 and
+    0, where the paper's chi is 1.
     """
+    if not torch.is_grad_enabled():
+        v = torch.minimum(m, threshold)
+        return _rounded(m - v, spike_bits), v
     fired = m >= threshold
     v = torch.where(fired, threshold, m)
     s = m - v
     if not temporal_grad:
         v = torch.where(fired, threshold.detach(), m)
     if spike_bits:
-        s = quantize(s.detach(), spike_bits) + (s - s.detach())
+        s = quantize_(s.detach().clone(), spike_bits) + (s - s.detach())
     return s, v
 
 
-def quantize(s: Tensor, spike_bits: int) -> Tensor:
-    """HD-LIF's spike quantiser: steps of 1/4, levels 0 to 2**spike_bits - 1, half to even.
+def fire_parallel(x: Tensor, threshold: Tensor, spike_bits: int) -> Tensor:
+    """Without a membrane s = relu(x - threshold), for any number of steps at once (EM-PF, Algorithm 1, line 10)."""
+    if torch.is_grad_enabled():
+        return fire(x, threshold, spike_bits, temporal_grad=True)[0]
+    return _rounded((x - threshold).relu_(), spike_bits)
+
+
+def _rounded(s: Tensor, spike_bits: int) -> Tensor:
+    return quantize_(s, spike_bits) if spike_bits else s
+
+
+def quantize_(s: Tensor, spike_bits: int) -> Tensor:
+    """HD-LIF's spike quantiser, in place: steps of 1/4, levels 0 to 2**spike_bits - 1, half to even.
 
     Example:
-        >>> quantize(torch.tensor([0.1, 0.2, 9.0]), 4)
+        >>> quantize_(torch.tensor([0.1, 0.2, 9.0]), 4)
         tensor([0.0000, 0.2500, 3.7500])
     """
-    levels = (s * SPIKE_LEVELS_PER_UNIT).round_().clamp_(0, 2**spike_bits - 1)
+    levels = s.mul_(SPIKE_LEVELS_PER_UNIT).round_().clamp_(0, 2**spike_bits - 1)
     return levels.div_(SPIKE_LEVELS_PER_UNIT)
 
 
@@ -86,7 +101,7 @@ def forward(
             chi = (m >= threshold[t]).to(torch.uint8) << t % 8
             kept[t // 8] = kept[t // 8] | chi if t % 8 else chi
         if spike_bits:
-            s_seq[t] = quantize(m.sub_(v), spike_bits)
+            s_seq[t] = quantize_(m.sub_(v), spike_bits)
         else:
             torch.sub(m, v, out=s_seq[t])
     return s_seq, v_last.copy_(v), kept
