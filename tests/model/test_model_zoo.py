@@ -171,6 +171,7 @@ def test_imagenet_networks_train_at_full_width_and_size(name):
     net = registry.get("models", name)()
     classes = list(net.modules())[-1].out_features
     x, y = torch.rand(2, 3, 224, 224), torch.arange(2)
-    rule = registry.get("trainers", "sltt")(net, torch.optim.SGD(net.parameters(), lr=1e-3), num_steps=1)
+    rule = registry.get("trainers", "sltt")(net, torch.optim.SGD(net.parameters(), lr=1e-3), num_steps=T)
     result = rule.train_step(x, y)
     assert result.output.shape == (2, classes) and F.cross_entropy(result.output, y).isfinite()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
