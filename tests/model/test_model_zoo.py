@@ -171,7 +171,13 @@ def test_imagenet_networks_train_at_full_width_and_size(name):
     net = registry.get("models", name)()
     classes = list(net.modules())[-1].out_features
     x, y = torch.rand(2, 3, 224, 224), torch.arange(2)
-    rule = registry.get("trainers", "sltt")(net, torch.optim.SGD(net.parameters(), lr=1e-3), num_steps=T)
+    learnt = []
+    rule = registry.get("trainers", "sltt")(
+        net,
+        torch.optim.SGD(net.parameters(), lr=1e-3),
+        num_steps=T,
+        before_step=lambda: learnt.extend(p.grad.isfinite().all() for p in net.parameters()),
+    )
     result = rule.train_step(x, y)
     assert result.output.shape == (2, classes) and F.cross_entropy(result.output, y).isfinite()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+    assert len(learnt) == len(list(net.parameters())) and all(learnt)
