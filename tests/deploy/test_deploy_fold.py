@@ -4,7 +4,7 @@ from spikingjelly.activation_based import functional, layer
 from torch import nn
 
 from sj_online.deploy import export, fold_norms, load
-from sj_online.layer import BinaryConv2d, TernaryConv2d
+from sj_online.layer import BinaryConv1d, BinaryConv2d, TernaryConv1d, TernaryConv2d
 from sj_online.neuron import EMPFNode
 
 
@@ -59,3 +59,22 @@ def test_latent_weights_are_left_alone():
 def test_a_network_in_training_is_refused():
     with pytest.raises(ValueError, match="training mode"):
         fold_norms(nn.Sequential(layer.Conv2d(2, 3, 3)))
+
+
+@pytest.mark.parametrize("synapse", [layer.Conv1d, BinaryConv1d, TernaryConv1d])
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_a_1d_convolution_folds_too(synapse, step_mode, tmp_path):
+    def network():
+        return nn.Sequential(synapse(4, 6, 3), layer.BatchNorm1d(6)).double()
+
+    net, x = network(), torch.randn(3, 8, 4, 9, dtype=torch.float64)
+    nn.init.normal_(net[0].weight)
+    nn.init.normal_(net[1].weight)
+    for x_t in x:
+        net(x_t)
+    functional.set_step_mode(net.eval(), step_mode)
+    export(net, tmp_path / "net")
+    folded = fold_norms(load(tmp_path / "net", network()))
+    functional.set_step_mode(folded, step_mode)
+    assert isinstance(folded[1], nn.Identity)
+    torch.testing.assert_close(run(folded, x), run(net, x), rtol=0, atol=1e-12)
