@@ -9,7 +9,7 @@ from spikingjelly.activation_based import base, functional, neuron
 from torch import Tensor, nn
 
 from . import registry
-from .layer.replace import quantize_synapses
+from .layer.replace import quantize_synapses, replace_modules
 from .neuron import QCFS, EMPFNode, LMHNode, OnlineNode
 from .neuron.leak import of_neuron
 
@@ -154,14 +154,8 @@ def _channels(net: nn.Module, nodes: Iterable[nn.Module], example_input: Tensor 
 
 
 def _replace(net: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
-    if net in replacements or not replacements:
-        raise ValueError(f"net={type(net).__name__}: nothing inside it to replace")
     like = next((p for p in net.parameters() if p.is_floating_point()), None)
-    for parent in list(net.modules()):
-        for name, child in parent._modules.items():  # named_children() would leave out one that is used twice
-            if child in replacements:
-                parent._modules[name] = replacements[child]
+    replace_modules(net, replacements)
     if like is not None:
         for new in replacements.values():
             new.to(device=like.device, dtype=like.dtype)
-    functional.invalidate_reset_cache(net)

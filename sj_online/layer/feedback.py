@@ -8,7 +8,8 @@ from torch import Tensor, nn
 class Feedback(base.MemoryModule):
     """Add a connection from the output of ``body`` back to its input, with a delay of one step (OTTT, VGG-F).
 
-    y[t] = body(entry(x[t]) + connection(y[t-1])), without the connection's term at the first step.
+    y[t] = body(entry(x[t]) + connection(y[t-1])), without the connection's term at the first step. Another batch size
+    starts anew, as with neurons.
 
     Args:
         entry: the synapse that takes the input.
@@ -39,7 +40,8 @@ class Feedback(base.MemoryModule):
     def single_step_forward(self, x: Tensor) -> Tensor:
         """One step, ``[N, ...]``."""
         current = self.entry(x)
-        if self.features is not None:
+        batch = 0 if self.step_mode == "s" else 1
+        if self.features is not None and self.features.shape[batch] == current.shape[batch]:
             current = current + self.connection(self.features)
         self.features = self.body(current)
         return self.features

@@ -26,6 +26,6 @@ class StepBatchNorm2d(layer.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``[N, C, H, W]``, or step by step ``[T, N, C, H, W]`` in multi-step mode."""
-        if self.step_mode == "s":
+        if self.step_mode == "s" or not self.training:
             return super().forward(x)
         return torch.stack([torch.nn.BatchNorm2d.forward(self, x_t) for x_t in x])

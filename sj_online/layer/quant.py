@@ -74,7 +74,7 @@ class _Linear(Quantized):
 
 
 class _Binary:
-    """What the two binary layers share: quantiser, bits and the latent weights' start in U(0, 1e-3)."""
+    """What binary layers share: quantiser, bits and the latent weights' start in U(0, 1e-3)."""
 
     paper = "EM-PF, Eq. 3; ReActNet (Liu et al. 2020)"
     bits = 1
@@ -89,7 +89,7 @@ class _Binary:
 
 
 class _Ternary:
-    """What the two ternary layers share; the latent weights start as the host's weights do."""
+    """What ternary layers share; the latent weights start as the host's weights do."""
 
     paper = "HD-LIF; TWN (Li et al. 2016)"
     bits = 2

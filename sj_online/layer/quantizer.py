@@ -1,7 +1,7 @@
 """Weight quantisers: the levels that are deployed, and the straight-through functions that train them.
 
 Every quantised weight is ``scale * levels``. Only the levels are stored as bits; the scale stays in floating point.
-Masks are made in place of the weights' dtype: selecting by a mask of bools takes several times as long.
+Masks are made in the weights' dtype, in place: selecting by a mask of bools takes several times as long.
 """
 
 from typing import Any
@@ -51,7 +51,7 @@ def ternary_levels(weight: Tensor) -> tuple[Tensor, Tensor]:
     magnitude = weight.abs().clamp_(max=1)
     delta = 0.7 * magnitude.mean()
     kept = magnitude.clone().gt_(delta)
-    scale = magnitude.mul_(kept).sum() / kept.count_nonzero().clamp(min=1)
+    scale = magnitude.mul_(kept).mean() / kept.mean().clamp(min=1 / weight.numel())  # sums overflow in half precision
     return weight.sign().mul_(kept), scale
 
 

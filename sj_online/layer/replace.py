@@ -1,6 +1,6 @@
 """Quantised synapses in the place of float ones, in any network."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -27,15 +27,16 @@ def quantized(synapse: Synapse, kind: str) -> Quantized:
         kind: ``'binary'`` or ``'ternary'``.
 
     Raises:
-        ValueError: an unknown kind.
+        ValueError: an unknown kind or another layer.
 
     Example:
         >>> linear = nn.Linear(4, 2)
         >>> quantized(linear, "binary").weight is linear.weight
         True
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind={kind!r} is not one of {', '.join(map(repr, KINDS))}")
+    _check_kind(kind)
+    if type(synapse) not in _TYPES:
+        raise ValueError(f"synapse={type(synapse).__name__} is none of {', '.join(t.__name__ for t in _TWINS[kind])}")
     make: Any = next(twin for base, twin in _TWINS[kind].items() if isinstance(synapse, base))
     with torch.device("meta"):  # the weights made here are replaced below
         if isinstance(synapse, nn.Linear):
@@ -71,29 +72,42 @@ def quantize_synapses(net: nn.Module, kind: str, keep: str | Collection[str] = (
         The names of the replaced synapses.
 
     Raises:
-        ValueError: an unknown kind, ``keep`` names no synapse of the network, or the network is itself a synapse.
+        ValueError: an unknown kind, ``keep`` names no synapse of the network, or nothing in it is left to replace.
 
     Example:
         >>> net = nn.Sequential(layer.Conv2d(1, 2, 3), layer.Conv2d(2, 2, 3), layer.Flatten(), layer.Linear(32, 2))
         >>> quantize_synapses(net, "binary")
         ['1']
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind={kind!r} is not one of {', '.join(map(repr, KINDS))}")
-    if type(net) in _TYPES:
-        raise ValueError(f"net={type(net).__name__}: nothing inside it to replace")
+    _check_kind(kind)
     keep = (keep,) if isinstance(keep, str) else keep
     names = [name for name, module in net.named_modules() if type(module) in _TYPES]
-    kept = {"first": names[:1], "last": names[-1:]} | {name: [name] for name in names}
+    kept = {name: [name] for name in names} | {"first": names[:1], "last": names[-1:]}
     unknown = sorted(set(keep) - kept.keys())
     if unknown:
         raise ValueError(f"keep names {', '.join(map(repr, unknown))}, but the synapses are {', '.join(names)}")
     left = {name for word in keep for name in kept[word]}
     names = [name for name in names if name not in left]
-    twins = {module: quantized(module, kind) for module in map(net.get_submodule, names)}  # type: ignore[arg-type]
-    for parent in list(net.modules()):
-        for name, child in list(parent._modules.items()):  # a module that is used twice is replaced twice
-            if child in twins:
-                parent.register_module(name, twins[child])
-    functional.invalidate_reset_cache(net)
+    synapses = [net.get_submodule(name) for name in names]
+    replace_modules(net, {synapse: quantized(synapse, kind) for synapse in synapses})  # type: ignore[arg-type]
     return names
+
+
+def replace_modules(net: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
+    """Replace modules inside a network, in place, wherever they are used.
+
+    Raises:
+        ValueError: there is nothing to replace, or the network itself is to be.
+    """
+    if net in replacements or not replacements:
+        raise ValueError(f"net={type(net).__name__}: nothing inside it to replace")
+    for parent in list(net.modules()):
+        for name, child in parent._modules.items():  # named_children() would leave out one that is used twice
+            if child is not None and child in replacements:
+                parent._modules[name] = replacements[child]
+    functional.invalidate_reset_cache(net)
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r} is not one of {', '.join(map(repr, KINDS))}")

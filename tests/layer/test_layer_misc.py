@@ -91,6 +91,18 @@ def test_feedback_adds_the_last_steps_features_from_the_second_step_on():
     assert torch.equal(net(x), torch.stack(y))
 
 
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_feedback_starts_anew_with_another_batch_size(step_mode):
+    net, fresh = feedback_net(), feedback_net()
+    fresh.load_state_dict(net.state_dict())
+    for each in (net, fresh):
+        functional.set_step_mode(each, step_mode)
+    for n in (1, 4, 3):
+        x = torch.randn(*((n, 3) if step_mode == "s" else (2, n, 3)), dtype=torch.float64)
+        functional.reset_net(fresh)
+        assert torch.equal(net(x), fresh(x))
+
+
 def test_feedback_carries_the_gradient_until_it_is_detached():
     for cut in (False, True):
         net = feedback_net()

@@ -44,6 +44,27 @@ def test_ternarize_has_one_threshold_and_scale_per_tensor_and_an_exclusive_mask(
     assert torch.equal(weight.grad, torch.where(weight.abs() >= 1, 0, grad))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 3, 5), (33, 17, 3, 3), (2, 90_000)])  # the last one overflows a sum
+@pytest.mark.parametrize("quantise", [binarize, ternarize])
+def test_levels_scale_and_gradient_in_every_dtype_and_layout(quantise, shape, dtype):
+    torch.manual_seed(0)
+    weight = torch.randn(*shape[1:], shape[0]).add(0.5).movedim(-1, 0).to(dtype).requires_grad_()
+    grad = torch.randn(shape).to(dtype)
+    out = quantise(weight)
+    out.backward(grad)
+    assert out.dtype == dtype
+
+    W, eps = weight.detach().double(), torch.finfo(dtype).eps
+    delta = 0.7 * W.abs().clamp(max=1).mean()
+    settled = (W.abs() - delta).abs() > 4 * eps  # elsewhere the threshold's rounding decides
+    settled |= torch.tensor(quantise is binarize)
+    assert settled.float().mean() > 0.8
+    torch.testing.assert_close(out.double()[settled], quantise(W)[settled], rtol=4 * eps, atol=0)
+    inside = W.abs() <= 1 if quantise is binarize else W.abs() < 1
+    assert torch.equal(weight.grad, torch.where(inside, grad, 0))
+
+
 def test_ternarize_of_zeros_is_zero():
     assert torch.equal(ternarize(torch.zeros(3, 3)), torch.zeros(3, 3))
 

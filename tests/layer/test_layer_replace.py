@@ -1,4 +1,5 @@
 import copy
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -39,9 +40,12 @@ def test_the_quantised_twin_takes_over_everything(synapse, kind):
     assert torch.equal(twin(x), expected(x))
 
 
-def test_an_unknown_kind_is_named():
+def test_an_unknown_kind_or_layer_is_named():
     with pytest.raises(ValueError, match="kind='octal' is not one of 'binary', 'ternary'"):
         quantized(torch.nn.Linear(2, 2), "octal")
+    for other in (nn.Conv3d(2, 2, 1), ScaledWSConv2d(2, 2, 1)):
+        with pytest.raises(ValueError, match=f"synapse={type(other).__name__} is none of Conv1d, Conv2d, Linear"):
+            quantized(other, "binary")
 
 
 def test_all_but_the_first_and_the_last_synapse_of_a_network_are_replaced():
@@ -68,6 +72,17 @@ def test_keep_takes_names_and_shared_and_standardised_synapses_stay_what_they_ar
     assert quantize_synapses(net, "binary", keep=()) == ["c"] and type(net["c"]) is BinaryLinear
     with pytest.raises(ValueError, match="keep names 'd', but the synapses are a"):
         quantize_synapses(nn.ModuleDict({"a": nn.Linear(2, 2)}), "binary", keep=["d", "first"])
+
+
+def test_first_and_last_are_places_whatever_the_modules_are_called():
+    net = nn.Sequential(OrderedDict((name, nn.Linear(2, 2)) for name in ("stem", "last", "first", "fc")))
+    assert quantize_synapses(net, "binary") == ["last", "first"]
+
+
+def test_a_network_in_which_nothing_is_left_to_replace_is_refused():
+    for net in (nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), nn.Sequential(ScaledWSConv2d(2, 2, 1), nn.ReLU())):
+        with pytest.raises(ValueError, match="net=Sequential: nothing inside it to replace"):
+            quantize_synapses(net, "binary")
 
 
 def test_it_is_found_among_the_conversions():
