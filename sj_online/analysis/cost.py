@@ -43,7 +43,10 @@ def network_cost(net: nn.Module) -> Cost:
     """Count the parameters of a network; it may live on the meta device.
 
     Args:
-        net: a network with latent weights, not a packed one.
+        net: a network with latent weights.
+
+    Raises:
+        ValueError: a packed network, which has no parameters in its synapses.
 
     Example:
         >>> from sj_online.model import hdlif_resnet18
@@ -52,6 +55,9 @@ def network_cost(net: nn.Module) -> Cost:
         >>> c.quantized_weights, c.float_weights, round(c.paper_bytes / 1e6, 2), round(c.packed_bytes / 1e6, 2)
         (11157504, 6858, 2.82, 1.42)
     """
+    for name, module in net.named_modules():
+        if "packed" in module._buffers:
+            raise ValueError(f"net is packed ({name!r} is a {type(module).__name__}): count before the export")
     neurons = {id(p) for m in net.modules() if isinstance(m, BaseNode) for p in m.parameters()}
     norms = {id(p) for m in net.modules() if isinstance(m, _BatchNorm) for p in m.parameters()} - neurons
     bits = {id(m.weight): m.bits for m in net.modules() if isinstance(m, Quantized)}

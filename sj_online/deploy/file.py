@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sj_online import registry
 from sj_online.deploy.pack import pack, packed_size
-from sj_online.deploy.runtime import pack_synapse
+from sj_online.deploy.runtime import check_packable, pack_synapse
 from sj_online.files import replacing
 from sj_online.layer.quant import Quantized
 
@@ -186,6 +186,7 @@ def _fill(net: nn.Module, packed: dict[str, Any], tensors: dict[str, Tensor]) ->
     for name, entry in packed.items():
         if shapes.pop(_join(name, "weight"), None) != entry["shape"]:
             raise ValueError(f"the network has no synapse {name!r} with a weight of shape {entry['shape']}")
+        check_packable(net.get_submodule(name), entry["bits"])
         shapes |= {_join(name, part): shape for part, shape in _parts(entry).items()}
     if shapes.keys() != tensors.keys():
         unmatched = ", ".join(sorted(shapes.keys() ^ tensors.keys()))

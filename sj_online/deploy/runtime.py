@@ -48,7 +48,16 @@ class PackedLinear(_Packed, layer.Linear):
     """The host's ``Linear`` with packed weights; made by :func:`pack_synapse`."""
 
 
-_PACKED = {layer.Conv1d: PackedConv1d, layer.Conv2d: PackedConv2d, layer.Linear: PackedLinear}
+_PACKED = {nn.Conv1d: PackedConv1d, nn.Conv2d: PackedConv2d, nn.Linear: PackedLinear}
+
+
+def check_packable(synapse: nn.Module, bits: int) -> None:
+    """Raise unless :func:`pack_synapse` can pack it."""
+    if not isinstance(synapse, tuple(_PACKED)) or bits not in (1, 2):
+        raise ValueError(
+            f"cannot pack a {type(synapse).__name__} at bits={bits!r};"
+            " packed are Conv1d, Conv2d and Linear, bits=1 or 2"
+        )
 
 
 def pack_synapse(synapse: Any, bits: int) -> None:
@@ -58,7 +67,7 @@ def pack_synapse(synapse: Any, bits: int) -> None:
     ``packed`` (uint8) and ``scale`` become buffers, so ``load_state_dict`` fills them.
 
     Args:
-        synapse: a ``Conv1d``, ``Conv2d`` or ``Linear`` of the host, or a subclass.
+        synapse: a ``Conv1d``, ``Conv2d`` or ``Linear`` of torch or of the host, or a subclass.
         bits: 1 (one scale per output channel) or 2 (one scale).
 
     Raises:
@@ -70,17 +79,13 @@ def pack_synapse(synapse: Any, bits: int) -> None:
         >>> {name: tuple(tensor.shape) for name, tensor in linear.state_dict().items()}
         {'packed': (8,), 'scale': (4, 1)}
     """
-    packed = next((packed for base, packed in _PACKED.items() if isinstance(synapse, base)), None)
-    if packed is None or bits not in (1, 2):
-        raise ValueError(
-            f"cannot pack a {type(synapse).__name__} at bits={bits!r};"
-            " packed are Conv1d, Conv2d and Linear, bits=1 or 2"
-        )
+    check_packable(synapse, bits)
+    step_mode = getattr(synapse, "step_mode", "s")
     weight = synapse.weight
     scale_shape = (weight.shape[0], *[1] * (weight.dim() - 1)) if bits == 1 else ()
     del synapse.weight
-    synapse.__class__ = packed
-    synapse.bits, synapse.shape = bits, weight.shape
+    synapse.__class__ = next(packed for base, packed in _PACKED.items() if isinstance(synapse, base))
+    synapse.step_mode, synapse.bits, synapse.shape = step_mode, bits, weight.shape
     synapse.register_buffer(
         "packed", torch.zeros(packed_size(weight.numel(), bits), dtype=torch.uint8, device=weight.device)
     )

@@ -2,7 +2,7 @@ import pytest
 import torch
 from spikingjelly.activation_based import functional
 
-from sj_online import model
+from sj_online import deploy, model
 from sj_online.analysis.cost import network_cost, neuron_operations
 
 # Trainable parameters without the neurons', of the published networks.
@@ -70,6 +70,13 @@ def test_weights_and_their_bytes_are_the_published_ones(factory, kwargs, counts,
     column = ["binary", "ternary"].index(synapse)
     if paper[column] is not None:
         assert (c.paper_bytes / 1e6, c.packed_bytes / 1e6) == (paper[column], packed[column])
+
+
+def test_a_packed_network_is_refused(tmp_path):
+    deploy.export(model.small_vgg(), tmp_path / "net")
+    net = deploy.load(tmp_path / "net", model.small_vgg())
+    with pytest.raises(ValueError, match="net is packed .* is a PackedConv2d.: count before the export"):
+        network_cost(net)
 
 
 def test_attention_has_six_parameters_and_membrane_norm_counts_with_the_neurons():

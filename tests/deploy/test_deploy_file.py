@@ -13,6 +13,7 @@ from sj_online import model, registry
 from sj_online.deploy import export, load, read_header
 from sj_online.layer import BinaryConv2d, BinaryLinear, TernaryConv2d
 from sj_online.layer.quant import Quantized
+from sj_online.layer.replace import quantize_synapses
 
 
 def small_net(width=6, classes=5):
@@ -168,6 +169,29 @@ def test_a_network_that_does_not_fit_is_left_as_it_was(net, tmp_path):
     with pytest.raises(ValueError, match="tensor '8"):
         load(tmp_path / "net", other)
     assert isinstance(other[3], BinaryConv2d) and "3.weight" in other.state_dict()
+
+
+def test_a_float_network_takes_the_bits_of_its_quantised_self(tmp_path):
+    """Of torch's own layers too, in any step mode."""
+
+    def float_net():
+        return nn.Sequential(layer.Conv1d(3, 4, 3), layer.Conv1d(4, 4, 3), nn.Conv1d(4, 5, 3), nn.Conv1d(5, 5, 1))
+
+    net, loaded = float_net(), float_net()
+    assert quantize_synapses(net, "binary") == ["1", "2"]
+    export(net, tmp_path / "net")
+    assert load(tmp_path / "net", loaded) is loaded
+    x = torch.randn(2, 3, 9)
+    functional.set_step_mode(loaded[2], "m")  # T and N are merged before it
+    assert torch.equal(loaded(x), net(x))
+
+
+def test_what_is_no_synapse_is_refused_before_anything_changes(tmp_path):
+    export(nn.Sequential(BinaryLinear(4, 4), BinaryLinear(4, 4)), tmp_path / "net")
+    other = nn.Sequential(layer.Linear(4, 4, bias=False), nn.Embedding(4, 4))
+    with pytest.raises(ValueError, match="cannot pack a Embedding at bits=1; packed are Conv1d, Conv2d and Linear"):
+        load(tmp_path / "net", other)
+    assert type(other[0]) is layer.Linear
 
 
 def test_export_refuses_what_could_not_be_loaded_and_writes_nothing(net, tmp_path):

@@ -78,3 +78,18 @@ def test_a_1d_convolution_folds_too(synapse, step_mode, tmp_path):
     functional.set_step_mode(folded, step_mode)
     assert isinstance(folded[1], nn.Identity)
     torch.testing.assert_close(run(folded, x), run(net, x), rtol=0, atol=1e-12)
+
+
+def test_what_is_used_twice_or_has_no_fixed_statistics_is_left_alone():
+    conv, norm = layer.Conv2d(2, 2, 1), layer.BatchNorm2d(2)
+    nets = [
+        nn.Sequential(conv, layer.BatchNorm2d(2), conv, layer.BatchNorm2d(2)),
+        nn.Sequential(nn.Sequential(conv, layer.BatchNorm2d(2)), nn.Sequential(conv, layer.BatchNorm2d(2))),
+        nn.Sequential(layer.Conv2d(2, 2, 1), norm, layer.Conv2d(2, 2, 1), norm),
+        nn.Sequential(layer.Conv2d(2, 2, 1), layer.BatchNorm2d(2, track_running_stats=False)),
+    ]
+    for net in nets:
+        x = torch.randn(3, 2, 4, 4)
+        net(x)
+        expected = net.eval()(x)
+        assert torch.equal(fold_norms(net)(x), expected)
