@@ -40,7 +40,7 @@ def fails(capsys):
         (["--train.batch_size=2000"], "train.batch_size=2000 is more than the 1077 training images"),
         (["--fabric.precision=16-mixed", "--fabric.accelerator=cpu"], "fabric.precision=16-mixed needs a GPU"),
         (["--model.name=nope"], "'nope' is not a registered name of models"),
-        (["--model.options.nope=1"], "model small_vgg: hdlif_vgg() got an unexpected keyword argument 'nope'"),
+        (["--model.options.nope=1"], "model small_vgg: got an unexpected keyword argument 'nope'"),
         (["--model.options.in_channels=3"], "cannot take the images (1, 8, 8) of data set digits"),
         (["--model.options.plan=[1, A, 1, A, 1, A, 1, A]"], "cannot take the images (1, 8, 8) of data set digits"),
         (["--model.options.num_classes=5"], "labels 0 to 9 of data set digits are out of range"),

@@ -47,26 +47,27 @@ class Residual(nn.Module):
         return self.body(x) + self.shortcut(x)
 
 
-class Scale(nn.Module):
-    """y = factor x.
+def membrane_shortcut(
+    parts: Parts, node: Callable[[], nn.Module], shortcut_node: Callable[[], nn.Module] = nn.Identity
+) -> Callable[[int, int, int], nn.Module]:
+    """The block of MS-ResNet: neurons before the convolutions, potentials on the shortcut.
 
-    Example:
-        >>> import torch
-        >>> Scale(2.0)(torch.ones(1))
-        tensor([2.])
+    Args:
+        parts: convolution and norm.
+        node: makes a neuron.
+        shortcut_node: makes that of a shortcut that changes the shape; by default it has none.
     """
 
-    def __init__(self, factor: float) -> None:
-        super().__init__()
-        self.factor = factor
+    def build(channels: int, out_channels: int, stride: int) -> nn.Module:
+        same = channels == out_channels and stride == 1
+        enter = nn.Sequential(node(), parts.conv_norm(channels, out_channels, 3, stride))
+        leave = nn.Sequential(node(), parts.conv_norm(out_channels, out_channels))
+        if same:
+            return Residual(nn.Sequential(enter, leave))
+        shortcut = nn.Sequential(shortcut_node(), parts.conv_norm(channels, out_channels, 1, stride))
+        return Residual(nn.Sequential(enter, leave), shortcut)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Scale."""
-        return self.factor * x
-
-    def extra_repr(self) -> str:
-        """The factor."""
-        return f"{self.factor:g}"
+    return build
 
 
 def stem(

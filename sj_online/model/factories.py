@@ -1,8 +1,9 @@
 """Names to parts: the neurons, synapses and norms that the options of the architectures name."""
 
+import inspect
 from collections.abc import Callable
 from copy import deepcopy
-from functools import partial
+from functools import wraps
 from typing import Any, TypeVar
 
 from spikingjelly.activation_based import layer, surrogate
@@ -58,7 +59,15 @@ def variant(factory: Callable[..., nn.Sequential], **defaults: Any) -> Callable[
         >>> variant(hdlif_resnet, num_classes=100, width=8)()[-1][-1].out_features
         100
     """
-    return cite(factory.paper)(partial(factory, **defaults))  # type: ignore[attr-defined]
+    signature = inspect.signature(factory)
+    parameters = [p.replace(default=defaults.get(p.name, p.default)) for p in signature.parameters.values()]
+
+    @wraps(factory)
+    def build(*args: Any, **kwargs: Any) -> nn.Sequential:
+        return factory(**(defaults | signature.bind_partial(*args, **kwargs).arguments))
+
+    build.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return build
 
 
 def choice(name: str, value: str, table: dict[str, Any]) -> Any:
@@ -66,6 +75,18 @@ def choice(name: str, value: str, table: dict[str, Any]) -> Any:
     if value not in table:
         raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, table))}")
     return table[value]
+
+
+def options_of(neuron: str | NeuronFactory) -> set[str]:
+    """The arguments of a registered neuron; none of others.
+
+    Example:
+        >>> "parallel" in options_of("empf"), "parallel" in options_of("lmh")
+        (True, False)
+    """
+    if not isinstance(neuron, str) or neuron in LIF:
+        return set()
+    return set(inspect.signature(registry.get("neurons", neuron)).parameters)
 
 
 def neuron_factory(neuron: str | NeuronFactory, num_steps: int | None = None, **options: Any) -> NeuronFactory:

@@ -26,15 +26,24 @@ def _node(
         special: dict[str, Any] = {"parallel": True} if parallel else {}
         if membrane_norm and channels is not None and not parallel:
             special["membrane_norm"] = channels
-        if special and (not isinstance(neuron, str) or neuron in factories.LIF):
-            raise ValueError(f"neuron={neuron!r} has no parallel form and no membrane_norm; 'empf' and 'hdlif' have")
+        for name in special.keys() - factories.options_of(neuron):
+            raise ValueError(f"neuron={neuron!r} has no {name}; 'empf' and 'hdlif' have")
         return factories.neuron_factory(neuron, num_steps, **special, **(options or {}))()
 
     return node
 
 
+def _check_membrane_norm(membrane_norm: bool, parallel: bool) -> None:
+    if membrane_norm and parallel:
+        raise ValueError("membrane_norm=True, but all neurons are parallel: there is no membrane to normalise")
+
+
 def _block(
-    parts: Parts, first: Callable[[int], nn.Module], second: Callable[[int], nn.Module], attention: int
+    parts: Parts,
+    first: Callable[[int], nn.Module],
+    second: Callable[[int], nn.Module],
+    attention: int,
+    seca: Callable[[], nn.Module] = SECA,
 ) -> Callable[[int, int, int], nn.Module]:
     """The pre-activation block of EM-PF, Fig. 3; a shortcut that changes shape takes the float current, no spikes."""
 
@@ -46,12 +55,12 @@ def _block(
         if attention == 0:
             return Residual(nn.Sequential(enter, leave), shortcut)
         if attention == 1:
-            return Residual(nn.Sequential(enter, SECA(), leave, SECA()), shortcut)
+            return Residual(nn.Sequential(enter, seca(), leave, seca()), shortcut)
         # SECA-II attends to input plus output of a convolution; one that changes shape has no such sum.
-        leave = nn.Sequential(Residual(leave), SECA())
+        leave = nn.Sequential(Residual(leave), seca())
         if same:
-            return nn.Sequential(Residual(enter), SECA(), leave)
-        return Residual(nn.Sequential(enter, SECA(), leave), shortcut)
+            return nn.Sequential(Residual(enter), seca(), leave)
+        return Residual(nn.Sequential(enter, seca(), leave), shortcut)
 
     return build
 
@@ -71,6 +80,7 @@ def hdlif_resnet(
     membrane_norm: bool = False,
     parallel: str = "none",
     attention: str = "none",
+    attention_sign: bool = False,
     synapse: str = "binary",
     width: int = 64,
     step_mode: str = "s",
@@ -93,6 +103,7 @@ def hdlif_resnet(
         membrane_norm: batch normalisation of the membranes that are followed by a convolution.
         parallel: neurons without a membrane: ``'none'``, ``'half'`` (the second of each block) or ``'all'``.
         attention: ``'none'``, ``'seca1'`` (SECA behind each norm) or ``'seca2'`` (of the sum of input and output).
+        attention_sign: with the sign that EM-PF's Eq. 9 prints, see :class:`sj_online.layer.SECA`.
         synapse: ``'binary'``, ``'ternary'``, ``'float'`` or ``'ws'``.
         width: channels behind the stem.
         step_mode: ``'s'``: [N, C, H, W] to [N, classes]; ``'m'``: [T, N, C, H, W] to [T, N, classes].
@@ -107,8 +118,11 @@ def hdlif_resnet(
     """
     parts = Parts(conv=factories.choice("synapse", synapse, factories.SYNAPSES))
     node = _node(neuron, num_steps, neuron_options, membrane_norm)
-    first, second = (partial(node, parallel=p) for p in factories.choice("parallel", parallel, PARALLEL))
-    block = _block(parts, first, second, factories.choice("attention", attention, ATTENTION))
+    is_parallel = factories.choice("parallel", parallel, PARALLEL)
+    _check_membrane_norm(membrane_norm, all(is_parallel))
+    first, second = (partial(node, parallel=p) for p in is_parallel)
+    seca = partial(SECA, sign=attention_sign)
+    block = _block(parts, first, second, factories.choice("attention", attention, ATTENTION), seca)
     widths = [multiple * width for multiple in multiples]
     hidden = hidden and hidden * width
     return blocks.network(
@@ -132,6 +146,7 @@ def hdlif_vgg(
     membrane_norm: bool = False,
     parallel: bool = False,
     attention: bool = False,
+    attention_sign: bool = False,
     synapse: str = "binary",
     width: int = 64,
     step_mode: str = "s",
@@ -151,6 +166,7 @@ def hdlif_vgg(
         membrane_norm: batch normalisation of the membranes.
         parallel: neurons without a membrane.
         attention: SECA behind each norm.
+        attention_sign: see :func:`hdlif_resnet`.
         synapse: ``'binary'``, ``'ternary'``, ``'float'`` or ``'ws'``.
         width: channels of the first convolution.
         step_mode: ``'s'`` or ``'m'``.
@@ -165,9 +181,10 @@ def hdlif_vgg(
     """
     parts = Parts(conv=factories.choice("synapse", synapse, factories.SYNAPSES))
     node = _node(neuron, num_steps, neuron_options, membrane_norm)
+    _check_membrane_norm(membrane_norm, parallel)
 
     def unit(channels: int, out_channels: int, first: bool) -> Iterable[nn.Module]:
-        seca = [SECA()] if attention else []
+        seca = [SECA(sign=attention_sign)] if attention else []
         stem = first and in_channels != EVENTS
         return [parts.conv_norm(channels, out_channels, stem=stem), *seca, node(out_channels, parallel=parallel)]
 
@@ -181,7 +198,10 @@ def hdlif_vgg(
 
 hdlif_resnet18 = hdlif_resnet
 hdlif_resnet19 = factories.variant(hdlif_resnet, depths=(3, 3, 2), multiples=(2, 4, 8), hidden=4)
-hdlif_resnet34 = factories.variant(hdlif_resnet, num_classes=1000, depths=(3, 4, 6, 3), imagenet=True)
+hdlif_resnet34 = factories.variant(
+    hdlif_resnet, num_classes=1000, depths=(3, 4, 6, 3), imagenet=True, synapse="ternary"
+)
+"""For ImageNet-1k, where HD-LIF has ternary weights and EM-PF binary ones."""
 hdlif_vgg13 = factories.variant(
     hdlif_vgg,
     num_classes=200,

@@ -36,17 +36,12 @@ def _post_activation(parts: Parts, node: NeuronFactory) -> Block:
     return build
 
 
-def _membrane_shortcut(parts: Parts, node: NeuronFactory) -> Block:
-    """The block of MS-ResNet: neurons before the convolutions, potentials on the shortcut."""
-
-    def build(channels: int, out_channels: int, stride: int) -> nn.Module:
-        same = channels == out_channels and stride == 1
-        enter = nn.Sequential(node(), parts.conv_norm(channels, out_channels, 3, stride))
-        leave = nn.Sequential(node(), parts.conv_norm(out_channels, out_channels))
-        shortcut = None if same else parts.conv_norm(channels, out_channels, 1, stride)
-        return Residual(nn.Sequential(enter, leave), shortcut)
-
-    return build
+def _last_size(image_size: int, halvings: int) -> int:
+    """H = W of the last features, behind strided convolutions and pools and then a pool of 2."""
+    size = -(-image_size >> halvings) >> 1
+    if size < 1:
+        raise ValueError(f"image_size={image_size!r} is too small, nothing is left of it")
+    return size
 
 
 @factories.cite(PAPER)
@@ -88,21 +83,25 @@ def lmh_resnet(
         step_mode: ``'s'``: [N, C, H, W] to [N, classes]; ``'m'``: [T, N, C, H, W] to [T, N, classes].
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, an image too small for the pools, or dropout without hidden units.
 
     Example:
         >>> import torch
         >>> lmh_resnet(width=8)(torch.rand(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
+    if dropout and hidden is None:
+        raise ValueError(f"dropout={dropout!r} is of the hidden units, but hidden=None")
     parts = _parts(synapse, norm)
     node = factories.neuron_factory(neuron, num_steps, **(neuron_options or {}))
     widths = [multiple * width for multiple in multiples]
     stem = blocks.stem(parts, in_channels, width, imagenet=imagenet, pool=layer.AvgPool2d)
-    block = (_membrane_shortcut if imagenet else _post_activation)(parts, node)
+    block = (blocks.membrane_shortcut if imagenet else _post_activation)(parts, node)
     if not imagenet:
         stem.append(node())
-    pool, size = (None, 1) if image_size is None else (layer.AvgPool2d(2), image_size >> len(widths))
+    pool, size = None, 1
+    if image_size is not None:
+        pool, size = layer.AvgPool2d(2), _last_size(image_size, len(widths) - 1 + 2 * imagenet)
     units, fire = hidden and hidden * width, _dropped(node, dropout)
     readout = blocks.pooled_readout(widths[-1] * size**2, num_classes, pool=pool, hidden=units, neuron=fire)
     stages = blocks.stages(block, width, widths, depths)

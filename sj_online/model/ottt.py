@@ -4,13 +4,12 @@ from typing import Any
 
 import torch
 from spikingjelly.activation_based import layer
-from spikingjelly.activation_based.model.spiking_vggws_ottt import OTTTSpikingVGG
+from spikingjelly.activation_based.model.spiking_vggws_ottt import OTTTSpikingVGG, Scale
 from torch import Tensor, nn
 
 from sj_online.layer import Feedback, ScaledWSConv2d
-from sj_online.layer.replace import KINDS, quantize_synapses
 from sj_online.model import blocks, factories
-from sj_online.model.blocks import Residual, Scale
+from sj_online.model.blocks import Residual
 from sj_online.model.factories import NeuronFactory
 
 GAIN = 2.74
@@ -31,7 +30,7 @@ class SkipGain(nn.Module):
 
 
 def _initialise(*nets: nn.Module) -> None:
-    """Convolutions: He et al., by fan-out; readouts: N(0, 0.01); no bias."""
+    """Convolutions, latent weights too: He et al., by fan-out; readouts: N(0, 0.01); no bias."""
     for module in (module for net in nets for module in net.modules()):
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -62,8 +61,8 @@ def ottt_vgg(
 ) -> nn.Sequential:
     """VGG of OTTT, and VGG-F: 64-128-A-256-256-A-512-512-A-512-512, global average pool, readout.
 
-    Its layers are those of the host's ``ottt_spiking_vggws``; where weights are not standardised there is no scale
-    behind the neurons. The first convolution and the readout have float weights.
+    It is the host's ``ottt_spiking_vggws`` with the convolutions of ``synapse``. The first convolution and the readout
+    have float weights.
 
     Args:
         num_classes: outputs of the readout.
@@ -84,20 +83,22 @@ def ottt_vgg(
         >>> ottt_vgg(width=8, feedback=True)(torch.rand(2, 3, 16, 16)).shape
         torch.Size([2, 10])
     """
-    factories.choice("synapse", synapse, factories.SYNAPSES)
+    conv = factories.choice("synapse", synapse, factories.SYNAPSES)
     node = factories.neuron_factory(neuron, num_steps, **(neuron_options or {}))
     plan = blocks.widen((1, 2, "A", 4, 4, "A", 8, 8, "A", 8, 8), width)
-    layers = nn.Sequential(*OTTTSpikingVGG.make_layers(plan, synapse == "ws", node, dropout))
-    layers[0] = _first(synapse)(in_channels, width, 3, padding=1)  # the host's takes three channels
+    layers = nn.Sequential(*OTTTSpikingVGG.make_layers(plan, True, node, dropout))
+    for i, host in enumerate(layers):
+        if isinstance(host, layer.WSConv2d):
+            make, channels = (conv, host.in_channels) if i else (_first(synapse), in_channels)
+            layers[i] = make(channels, host.out_channels, 3, padding=1, bias=True)
     readout = blocks.vgg_readout(plan, None, num_classes)
     _initialise(layers, readout)
-    if synapse in KINDS:
-        quantize_synapses(layers, synapse, keep="first")
     features: nn.Module = layers
     if feedback:
         entry, *body = layers
         back = layer.Conv2d(8 * width, width, 3, padding=1)
         nn.init.zeros_(back.weight)
+        nn.init.zeros_(back.bias)
         connection = blocks.row(up=layer.Upsample(scale_factor=2 ** plan.count("A"), mode="nearest"), conv=back)
         features = Feedback(entry, nn.Sequential(*body), connection)
     return blocks.network(step_mode, features=features, readout=readout)
@@ -145,7 +146,7 @@ def nf_resnet34(
     def block(channels: int, out_channels: int, stride: int) -> nn.Module:
         nonlocal variance
         same = channels == out_channels and stride == 1
-        fire = [Scale(variance**-0.5), node(), Scale(GAIN)]
+        enter = [Scale(variance**-0.5), node(), Scale(GAIN)]
         variance = (variance if same else 1.0) + alpha**2
         branch = [
             conv(channels, out_channels, 3, stride, 1, bias=True),
@@ -155,9 +156,9 @@ def nf_resnet34(
             SkipGain(alpha),
         ]
         if same:
-            return Residual(nn.Sequential(*fire, *branch))
+            return Residual(nn.Sequential(*enter, *branch))
         shortcut = conv(channels, out_channels, 1, stride, bias=True)
-        return nn.Sequential(*fire, Residual(nn.Sequential(*branch), shortcut))
+        return nn.Sequential(*enter, Residual(nn.Sequential(*branch), shortcut))
 
     stem = blocks.row(conv=_first(synapse)(in_channels, width, 7, 2, 3, bias=True), pool=layer.AvgPool2d(3, 2, 1))
     stages = blocks.stages(block, width, [width, 2 * width, 4 * width, 8 * width], (3, 4, 6, 3))

@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 from typing import Any
 
-from spikingjelly.activation_based import layer
+from spikingjelly.activation_based import functional, layer
 from spikingjelly.activation_based.model import sew_resnet
 from torch import nn
 
 from sj_online.layer.replace import KINDS, quantize_synapses
 from sj_online.model import blocks, factories
-from sj_online.model.blocks import Parts, Residual
+from sj_online.model.blocks import Parts
 from sj_online.model.factories import NeuronFactory
 
 PAPER = "STOL (Xue et al.)"
@@ -50,19 +50,11 @@ def stol_ms_resnet18(
     parts = Parts(conv=factories.choice("synapse", synapse, factories.SYNAPSES))
     node = factories.neuron_factory(neuron, num_steps, **(neuron_options or {}))
 
-    def block(channels: int, out_channels: int, stride: int) -> nn.Module:
-        enter = [node(), parts.conv_norm(channels, out_channels, 3, stride)]
-        leave = [node(), parts.conv_norm(out_channels, out_channels)]
-        if channels == out_channels and stride == 1:
-            return Residual(nn.Sequential(*enter, *leave))
-        shortcut = nn.Sequential(node(), parts.conv_norm(channels, out_channels, 1, stride))
-        return Residual(nn.Sequential(*enter, *leave), shortcut)
-
     widths = [width, 2 * width, 4 * width, 8 * width]
     return blocks.network(
         step_mode,
         stem=parts.conv_norm(in_channels, width, stem=True),
-        stages=blocks.stages(block, width, widths, (2, 2, 2, 2)),
+        stages=blocks.stages(blocks.membrane_shortcut(parts, node, node), width, widths, (2, 2, 2, 2)),
         neuron=node(),
         readout=blocks.pooled_readout(widths[-1], num_classes),
     )
@@ -82,6 +74,8 @@ def stol_vgg11(
     step_mode: str = "s",
 ) -> nn.Sequential:
     """VGG-11 of STOL, for events: 64-A-128-A-256-256-A-512-512-A-512-512-A, features of 7x7, readout.
+
+    The paper's tau is 2 for DVS128 Gesture, which is the default, and 4 for CIFAR10-DVS: ``{"tau": 4 / 3}``.
 
     Args:
         num_classes: outputs of the readout.
@@ -138,7 +132,8 @@ def stol_sew_resnet34(
         num_steps: as in :func:`stol_ms_resnet18`, and so are all others.
         neuron: a name of :data:`~.factories.LIF`, a registered name, or a factory.
         neuron_options: further arguments of a named neuron.
-        synapse: ``'float'``, ``'binary'`` or ``'ternary'``, for all convolutions but the first.
+        synapse: ``'float'``, ``'binary'`` or ``'ternary'``, for all convolutions but the first; latent weights start as
+            the float ones do.
         step_mode: ``'s'`` or ``'m'``.
 
     Raises:
@@ -157,5 +152,6 @@ def stol_sew_resnet34(
         quantize_synapses(net, synapse)
     if in_channels != net.conv1.in_channels:
         net.conv1 = layer.Conv2d(in_channels, net.conv1.out_channels, 7, 2, 3, bias=False)
-    blocks.functional.set_step_mode(net, step_mode)
+        nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+    functional.set_step_mode(net, step_mode)
     return net

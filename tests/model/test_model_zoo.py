@@ -1,9 +1,11 @@
+import inspect
+
 import pytest
 import torch
 import torch.nn.functional as F
-from spikingjelly.activation_based import neuron
+from spikingjelly.activation_based import functional, neuron
 from spikingjelly.activation_based.model import spiking_vggws_ottt
-from tiny_models import IMAGENET, TINY, N, T, build, outputs
+from tiny_models import IMAGENET, TINY, N, T, build, outputs, wake
 from torch import nn
 
 from sj_online import model, registry
@@ -20,7 +22,13 @@ VARIANTS = [
     ("hdlif_resnet19", {"membrane_norm": True, "attention": "seca2"}),
     ("hdlif_vgg_snn", {"membrane_norm": True, "attention": True}),
     ("hdlif_vgg_snn", {"parallel": True, "num_steps": None}),
+    ("hdlif_resnet18", {"in_channels": 2}),
+    ("hdlif_resnet18", {"attention": "seca1", "attention_sign": True}),
     ("lmh_resnet18", {"num_steps": T, "norm": "step"}),
+    ("lmh_resnet19", {"in_channels": 2}),
+    ("lmh_vgg13", {"image_size": 64}),
+    ("ottt_vgg", {"in_channels": 2}),
+    ("nf_resnet34", {"synapse": "float"}),
     ("ottt_vgg", {"dropout": 0.1, "synapse": "binary"}),
     ("sltt_preact_resnet18", {"dropout": 0.1, "synapse": "ternary"}),
     ("stol_vgg11", {"neuron_options": {"tau": 4 / 3}, "synapse": "binary"}),
@@ -49,13 +57,16 @@ def test_steps_and_sequence_agree_in_eval_mode(name, options):
     net.eval()
     steps = outputs(net, x, "s")
     assert steps.shape == (T, N, 10) and steps.isfinite().all()
-    assert name == "nf_resnet34" or (steps[:, 0] != steps[:, 1]).any()  # its readout starts at zero
+    assert (steps[:, 0] != steps[:, 1]).any()
     torch.testing.assert_close(outputs(net, x, "m"), steps, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("name", "options"), CASES)
-def test_one_training_step_under_every_rule_that_admits_the_network(name, options):
+@pytest.mark.parametrize(
+    ("name", "options", "step_mode"), [(*case, "s") for case in CASES] + [(name, {}, "m") for name in TINY]
+)
+def test_one_training_step_under_every_rule_that_admits_the_network(name, options, step_mode):
     net, x = build(name, options)
+    functional.set_step_mode(net, step_mode)
     y = torch.arange(N)
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
     leaks = [m.leak(0) for m in net.modules() if isinstance(m, OnlineNode)]
@@ -106,6 +117,25 @@ def test_a_parallel_network_evaluates_all_steps_as_one_batch(name, parallel, opt
     assert torch.allclose(merged, steps, rtol=0, atol=1e-12) == (case == "parallel")
 
 
+@pytest.mark.parametrize("name", TINY)
+def test_the_first_arguments_are_classes_channels_and_steps(name):
+    def shapes(*args, **kwargs):
+        with torch.device("meta"):
+            net = registry.get("models", name)(*args, **kwargs)
+        return {key: tensor.shape for key, tensor in net.state_dict().items()}
+
+    positional = shapes(7, 5, 3)
+    assert positional == shapes(num_classes=7, in_channels=5, num_steps=3)
+    weights = [shape for key, shape in positional.items() if key.endswith("weight") and len(shape) in (2, 4)]
+    assert weights[0][1] == 5 and weights[-1][0] == 7
+
+
+def test_a_variant_shows_its_own_defaults():
+    parameters = inspect.signature(model.hdlif_resnet34).parameters
+    assert parameters["num_classes"].default == 1000 and parameters["synapse"].default == "ternary"
+    assert list(parameters) == list(inspect.signature(model.hdlif_resnet18).parameters)
+
+
 def test_ottt_vgg_is_the_hosts():
     host = spiking_vggws_ottt.ottt_spiking_vggws(
         spiking_neuron=lambda: neuron.LIFNode(2.0, False, v_reset=None), num_classes=10
@@ -140,10 +170,18 @@ def test_the_stem_has_float_weights_for_images_and_not_for_events(name, options,
 def test_feedback_acts_from_the_second_step_on():
     net, x = build("ottt_vgg_f", {})
     first, second = outputs(net.eval(), x, "s")
-    nn.init.normal_(net.features.connection.conv.weight)
-    nn.init.normal_(net.features.connection.conv.bias)
+    nn.init.zeros_(net.features.connection.conv.weight)
     changed = outputs(net, x, "s")
     assert torch.equal(changed[0], first) and not torch.equal(changed[1], second)
+
+
+def test_the_feedback_of_a_new_network_is_zero():
+    plain, feedback = model.ottt_vgg(width=4), model.ottt_vgg_f(width=4)
+    names = [name for name in feedback.state_dict() if "connection" not in name]
+    values = dict(zip(names, plain.state_dict().values(), strict=True))
+    feedback.load_state_dict(feedback.state_dict() | values)
+    x = torch.randn(T, N, 3, 32, 32)
+    assert torch.equal(outputs(feedback, x, "s"), outputs(plain, x, "s"))
 
 
 @pytest.mark.parametrize(
@@ -152,7 +190,13 @@ def test_feedback_acts_from_the_second_step_on():
         ("hdlif_resnet18", {"synapse": "octal"}, "synapse='octal' is not one of 'float', 'binary', 'ternary', 'ws'"),
         ("hdlif_resnet18", {"parallel": "some"}, "parallel='some' is not one of 'none', 'half', 'all'"),
         ("hdlif_resnet18", {"attention": "seca3"}, "attention='seca3'"),
-        ("hdlif_resnet18", {"neuron": "ottt_lif", "parallel": "all"}, "no parallel form"),
+        ("hdlif_resnet18", {"neuron": "ottt_lif", "parallel": "all"}, "neuron='ottt_lif' has no parallel; 'empf' and"),
+        ("hdlif_resnet18", {"neuron": "lmh", "parallel": "half"}, "neuron='lmh' has no parallel; 'empf' and 'hdlif'"),
+        ("hdlif_vgg_snn", {"neuron": nn.ReLU, "membrane_norm": True}, "has no membrane_norm; 'empf' and 'hdlif' have"),
+        ("hdlif_resnet18", {"parallel": "all", "membrane_norm": True}, "there is no membrane to normalise"),
+        ("hdlif_vgg_snn", {"parallel": True, "membrane_norm": True}, "there is no membrane to normalise"),
+        ("lmh_resnet18", {"dropout": 0.5}, "dropout=0.5 is of the hidden units, but hidden=None"),
+        ("lmh_resnet19_wide", {"image_size": 4}, "image_size=4 is too small"),
         ("lmh_resnet18", {"neuron": nn.ReLU, "neuron_options": {"tau": 2.0}}, "takes its options itself"),
         ("lmh_resnet18", {"neuron": "nobody"}, "'nobody' is not a registered name"),
         ("lmh_resnet18", {"norm": "layer"}, "norm='layer' is not one of 'batch', 'step'"),
@@ -169,6 +213,7 @@ def test_an_unknown_option_is_named(name, options, message):
 @pytest.mark.parametrize("name", [name for name, (_, shape) in TINY.items() if shape == IMAGENET])
 def test_imagenet_networks_train_at_full_width_and_size(name):
     net = registry.get("models", name)()
+    wake(net)
     classes = list(net.modules())[-1].out_features
     x, y = torch.rand(2, 3, 224, 224), torch.arange(2)
     learnt = []

@@ -40,10 +40,24 @@ def arguments(name, options):
     return steps | TINY[name][0] | options
 
 
+def shape_of(name, options):
+    if options.get("in_channels") == EVENTS[0]:
+        return EVENTS
+    return IMAGENET if options.get("image_size") == IMAGENET[-1] else TINY[name][1]
+
+
+def wake(net):
+    """Draw the parameters that start at zero, behind which nothing would be seen."""
+    for name, parameter in net.named_parameters():
+        if not name.endswith("bias") and not parameter.any():
+            nn.init.normal_(parameter, 0, 0.1)
+
+
 def build(name, options):
     torch.manual_seed(0)
-    shape = TINY[name][1]
+    shape = shape_of(name, options)
     net = registry.get("models", name)(**arguments(name, options))
+    wake(net)
     for module in net.modules():
         if isinstance(module, nn.Linear):
             module.weight.data.mul_(8)  # neurons behind it fire
