@@ -4,6 +4,7 @@ What a user gets wrong is one line on stderr and exit code 2. PyTorch is importe
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -35,6 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(argv)
         command = args.subcommand
         COMMANDS[command](args[command], subparsers[command])
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads it, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed goes nowhere
+        return 1
     except (argparse.ArgumentError, ValueError, OSError) as error:
         print(f"sj-online: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -1,5 +1,8 @@
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -119,6 +122,15 @@ def test_help(capsys, command):
         main([*command, "--help"])
     assert exit.value.code == 0
     assert "usage: sj-online" in capsys.readouterr().out
+
+
+def test_a_reader_that_has_had_enough_sees_no_error():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-c", "import sys; from sj_online.cli import main; sys.exit(main(['list', 'neurons']))"]
+    process = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (process.returncode, process.stderr) == (1, "")
 
 
 def test_interrupt(monkeypatch, tmp_path, tiny, capsys):
