@@ -27,6 +27,8 @@ class _Packed(nn.Module):
 
 
 class _PackedConv(_Packed):
+    """Mixed into a convolution of the host, which has ``_conv_forward``."""
+
     bias: nn.Parameter | None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ class Quantized(nn.Module):
 
 
 class _Conv(Quantized):
-    """A convolution of the host; there is no bias unless asked for."""
+    """Mixed into a convolution of the host, which has ``_conv_forward``; there is no bias unless asked for."""
 
     bias: nn.Parameter | None
 
@@ -61,7 +61,7 @@ class _Conv(Quantized):
 
 
 class _Linear(Quantized):
-    """A linear layer of the host; there is no bias unless asked for."""
+    """Mixed into a linear layer of the host; there is no bias unless asked for."""
 
     bias: nn.Parameter | None
 

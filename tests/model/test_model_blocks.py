@@ -40,7 +40,9 @@ def parts_of(block):
 @pytest.mark.parametrize("attention", ["none", "seca1", "seca2"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_hdlif(shape, attention):
-    fire = lambda channels: Fire()  # noqa: E731 - a factory
+    def fire(channels):
+        return Fire()
+
     build = hdlif._block(Parts(), fire, fire, hdlif.ATTENTION[attention], partial(SECA, 3))
     block, conv, norm, fires, seca, x = parts_of(build(*SHAPES[shape]))
 
