@@ -1,0 +1,34 @@
+"""The sentences about a value that is not allowed, each written once: they name it, show it and say what is allowed."""
+
+from collections.abc import Iterable
+
+
+def one_of(name: str, value: object, allowed: Iterable[object]) -> None:
+    """Raise unless ``value`` is one of ``allowed``.
+
+    Example:
+        >>> one_of("update", "day", ("step", "sequence"))
+        Traceback (most recent call last):
+        ValueError: update='day' is not one of 'step', 'sequence'
+    """
+    allowed = tuple(allowed)
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}")
+
+
+def at_least(name: str, value: object, least: int = 1) -> None:
+    """Raise unless ``value`` is a whole number of at least ``least``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}={value!r} is not a whole number of at least {least}")
+
+
+def at_least_or_none(name: str, value: object, least: int = 1) -> None:
+    """Raise unless ``value`` is None or a whole number of at least ``least``."""
+    if value is not None:
+        at_least(name, value, least)
+
+
+def between(name: str, value: float, low: float, high: float) -> None:
+    """Raise unless ``value`` is a number in [low, high]."""
+    if not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ValueError(f"{name}={value!r} is not in [{low:g}, {high:g}]")

@@ -1,0 +1,116 @@
+"""An input over time: a real sequence, or a static input that is fed at every step."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Frames:
+    """The input of T steps, with its targets.
+
+    Args:
+        x: ``[T, N, ...]``, or with ``num_steps`` one static input ``[N, ...]``, which is never repeated in memory.
+        y: labels ``[N]``, soft targets ``[N, classes]``, or whatever the loss takes; with ``per_step_targets``
+            ``[T, N, ...]``; None where there are none.
+        num_steps: T of a static input.
+        mask: ``[T, N]``: which steps of which samples count; None: all.
+        per_step_targets: y has the time axis of x.
+        start: the number of the first step.
+
+    Raises:
+        ValueError: x, y and mask do not fit each other, or are no tensors.
+
+    Example:
+        >>> x = Frames(torch.zeros(5, 2, 3), torch.tensor([0, 1]))
+        >>> x.T, x.N, x[4].shape, x.window(range(1, 4)).shape
+        (5, 2, torch.Size([2, 3]), torch.Size([3, 2, 3]))
+        >>> static = torch.zeros(2, 3)
+        >>> Frames(static, num_steps=5).window(range(5)).data_ptr() == static.data_ptr()
+        True
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        y: Any = None,
+        num_steps: int | None = None,
+        *,
+        mask: Tensor | None = None,
+        per_step_targets: bool = False,
+        start: int = 0,
+    ) -> None:
+        _is_tensor("x", x)
+        shape = tuple(x.shape)
+        if x.dim() < 2 and num_steps is None:
+            raise ValueError(f"x of shape {shape} has no time axis: give [T, N, ...], or num_steps=T for [N, ...]")
+        if x.dim() < 1:
+            raise ValueError(f"x of shape {shape} has no batch axis: give [N, ...]")
+        layout = "[T, N, ...]" if num_steps is None else "[N, ...]"
+        T, N = shape[:2] if num_steps is None else (num_steps, shape[0])
+        if T < 1 or N < 1:
+            raise ValueError(f"x of shape {shape}, read as {layout}, has T={T} steps of N={N} samples; each at least 1")
+        self.x = x
+        self.static = num_steps is not None
+        self.T, self.N = T, N
+        self.start = start
+        self.y, self.mask, self.per_step_targets = y, mask, per_step_targets
+        self._check_targets(layout)
+
+    def _check_targets(self, layout: str) -> None:
+        y, mask, N = self.y, self.mask, self.N
+        what = f"x of shape {tuple(self.x.shape)}, read as {layout}"
+        if mask is not None:
+            _is_tensor("mask", mask)
+            if tuple(mask.shape) != (self.T, N):
+                raise ValueError(f"mask of shape {tuple(mask.shape)} is not [T, N] = [{self.T}, {N}]")
+        if isinstance(y, list | tuple | dict) or y is None:
+            if isinstance(y, list):
+                _is_tensor("y", y)
+            return
+        if not isinstance(y, Tensor):
+            if type(y).__module__.partition(".")[0] in ("numpy", "builtins"):
+                _is_tensor("y", y)
+            return
+        if self.per_step_targets:
+            if tuple(y.shape[:2]) != (self.T, N):
+                raise ValueError(f"{what}, has T={self.T}, N={N}, but per_step_targets y has the shape {tuple(y.shape)}")
+        elif y.dim() == 0 or len(y) != N:
+            targets = len(y) if y.dim() else 0
+            hint = "; is it [N, ...]? give num_steps=T for a static input" if targets == len(self.x) else ""
+            hint += "; is it [N, T, ...]? give x.transpose(0, 1)" if hint and self.x.dim() > 2 else ""
+            raise ValueError(f"{what}, has N={N}, but y has {targets} targets{hint}")
+
+    def __getitem__(self, t: int) -> Tensor:
+        """The input of step t, ``[N, ...]``."""
+        return self.x if self.static else self.x[t - self.start]
+
+    def window(self, steps: range) -> Tensor:
+        """The input of a run of steps, ``[k, N, ...]``; a view."""
+        if self.static:
+            return self.x.expand(len(steps), *self.x.shape)
+        return self.x[steps.start - self.start : steps.stop - self.start]
+
+    def targets(self, steps: range) -> Any:
+        """The targets of a run of steps: y, or with ``per_step_targets`` ``[k, N, ...]`` of it."""
+        if not self.per_step_targets:
+            return self.y
+        return self.y[steps.start - self.start : steps.stop - self.start]
+
+    def kept(self, steps: range) -> Tensor | None:
+        """The mask of a run of steps, ``[k, N]`` of bools; None: all count."""
+        if self.mask is None:
+            return None
+        return self.mask[steps.start - self.start : steps.stop - self.start].bool()
+
+    def part(self, T: int, N: int) -> "Frames":
+        """The first T steps of N samples, without targets; samples are repeated where there are fewer."""
+        rows = torch.arange(N, device=self.x.device) % self.N
+        if self.static:
+            return Frames(self.x[rows], num_steps=T)
+        return Frames(self.x[: min(T, self.T), rows])
+
+
+def _is_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} is a {type(value).__name__}, not a tensor: give torch.as_tensor({name})")
