@@ -1,9 +1,13 @@
 """An input over time: a real sequence, or a static input that is fed at every step."""
 
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from sj_online.loss import Targets
 
 
 class Frames:
@@ -54,8 +58,11 @@ class Frames:
         self.static = num_steps is not None
         self.T, self.N = T, N
         self.start = start
-        self.y, self.mask, self.per_step_targets = y, mask, per_step_targets
+        self.y, self.per_step_targets = y, per_step_targets
+        self.mask = mask
         self._check_targets(layout)
+        if mask is not None:
+            self.mask = mask.bool().cpu()  # which rows count decides about shapes: asked for once, not at each step
 
     def _check_targets(self, layout: str) -> None:
         y, mask, N = self.y, self.mask, self.N
@@ -91,17 +98,38 @@ class Frames:
             return self.x.expand(len(steps), *self.x.shape)
         return self.x[steps.start - self.start : steps.stop - self.start]
 
-    def targets(self, steps: range) -> Any:
-        """The targets of a run of steps: y, or with ``per_step_targets`` ``[k, N, ...]`` of it."""
+    def targets(self, steps: range) -> Targets:
+        """The targets of a run of steps, with the mask."""
+        first = steps.start - self.start
+        mask = None if self.mask is None else self.mask[first : first + len(steps)]
         if not self.per_step_targets:
-            return self.y
-        return self.y[steps.start - self.start : steps.stop - self.start]
+            return Targets([self.y] * len(steps), mask)
+        return Targets([self.y[first + i] for i in range(len(steps))], mask)
 
-    def kept(self, steps: range) -> Tensor | None:
-        """The mask of a run of steps, ``[k, N]`` of bools; None: all count."""
-        if self.mask is None:
-            return None
-        return self.mask[steps.start - self.start : steps.stop - self.start].bool()
+    def counts(self) -> list[bool]:
+        """Whether each step has a target that counts."""
+        if self.mask is not None:
+            return self.mask.any(1).tolist()
+        return [not self.per_step_targets or self.y[t] is not None for t in range(self.T)]
+
+    @staticmethod
+    def of_stream(steps: Iterable[tuple[Tensor, Any]], k: int) -> Iterator["Frames"]:
+        """Windows of k steps of an endless stream of ``x_t [N, ...]`` and ``y_t``, the last one shorter."""
+        source, start = iter(steps), 0
+        while window := list(islice(source, k)):
+            for x_t, _ in window:
+                _is_tensor("x_t", x_t)
+            x = window[0][0][None] if len(window) == 1 else torch.stack([x_t for x_t, _ in window])
+            frames = Frames(x, start=start)
+            frames.per_step_targets, frames.y = True, [y_t for _, y_t in window]
+            yield frames
+            start += len(window)
+
+    def first(self, T: int) -> "Frames":
+        """At most the first T steps, without targets."""
+        if self.static:
+            return Frames(self.x, num_steps=min(T, self.T))
+        return Frames(self.x[:T])
 
     def part(self, T: int, N: int) -> "Frames":
         """The first T steps of N samples, without targets; samples are repeated where there are fewer."""

@@ -43,6 +43,12 @@ def restore(module: nn.Module) -> None:
         module.__class__ = special._sj_online_plain
 
 
+def restore_all(net: nn.Module) -> None:
+    """Take every replaced forward out of a network."""
+    for module in net.modules():
+        restore(module)
+
+
 def plain(module: nn.Module) -> type:
     """The class that a module has without replaced forwards."""
     return getattr(type(module), "_sj_online_plain", type(module))

@@ -5,8 +5,9 @@ A rule is this loop with five choices: how many steps share a graph (``horizon``
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, closing, nullcontext
-from typing import Any, ClassVar, TypedDict, Unpack
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from itertools import chain
+from typing import Any, ClassVar, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +15,14 @@ from torch import Tensor, nn
 
 from sj_online import check, host, state
 from sj_online.frames import Frames
-from sj_online.loss import Loss, window_loss
+from sj_online.install import restore_all
+from sj_online.layer import is_synapse
+from sj_online.loss import Loss, Targets, window_loss
 from sj_online.prediction import in_sequence, predict
-from sj_online.trainer import boundary, finite, parallel
-from sj_online.trainer.inspection import Inspection
+from sj_online.trainer import finite, parallel
+from sj_online.trainer.inspection import Inspection, check_network, check_optimizer
 from sj_online.trainer.result import Gradients, Result, Total, Window
+from sj_online.trainer.table import Way, table
 from sj_online.tree import tree_map
 from sj_online.unroll import Unroll
 
@@ -62,6 +66,10 @@ class Rule:
 
     paper: ClassVar[str]
     exact: ClassVar[bool]
+    streams: ClassVar[bool] = True
+    """Whether it can learn without knowing the number of steps."""
+    looks_at_all_steps: ClassVar[bool] = False
+    """Whether what it must know of a network shows at any step."""
     horizon: int | None = 1
     """The number of steps in one graph; None for all of them."""
     stride: int | None = 1
@@ -84,7 +92,7 @@ class Rule:
         check.one_of("update", update, ("step", "sequence"))
         check.one_of("step_scale", step_scale, ("mean", "sum"))
         check.at_least_or_none("num_steps", num_steps)
-        boundary.optimizer(optimizer)
+        check_optimizer(optimizer)
         self.net = net
         self.optimizer = optimizer
         self.loss_fn = loss_fn
@@ -96,8 +104,8 @@ class Rule:
         self.per_step_targets = per_step_targets
         self.compress = compress
         self.inspection = Inspection(self)
-        self._waiting: Gradients | None = None
-        boundary.network(net, self.horizon, self.stride)
+        self._gradients: Gradients | None = None
+        check_network(net, self.horizon, self.stride)
         parallel.broadcast(net)
 
     def windows(self, T: int) -> Iterator[tuple[range, bool]]:
@@ -106,20 +114,22 @@ class Rule:
         for start in range(0, T, k):
             yield range(start, min(start + k, T)), True
 
-    def forward(self, run: Unroll, steps: range) -> Any:
-        """Run the network over ``steps``; returns the outputs ``[k, N, ...]`` that the loss is taken of."""
-        return run(steps)
+    def looked(self, frames: Frames) -> None:
+        """Called when :attr:`inspection` has looked at a network that is new or has changed."""
 
-    def objective(self, outputs: Any, targets: Any, steps: range, mask: Tensor | None = None) -> Tensor:
+    def forward(self, unroll: Unroll, steps: range) -> Any:
+        """Run the network over ``steps``; returns the outputs ``[k, N, ...]`` that the loss is taken of."""
+        return unroll(steps)
+
+    def objective(self, outputs: Any, targets: Targets, steps: range) -> Tensor:
         """What the backward pass of a window starts from, before it is scaled: the mean loss of its steps.
 
         Args:
             outputs: ``[k, N, ...]``, as :meth:`forward` gave them.
-            targets: y, or with ``per_step_targets`` ``[k, N, ...]`` of it.
+            targets: of the k steps, with the mask.
             steps: the window.
-            mask: ``[k, N]``: what counts; None: all.
         """
-        return window_loss(self.loss_fn, outputs, targets, per_step=self.per_step_targets, mask=mask)
+        return window_loss(self.loss_fn, outputs, targets)
 
     def scale(self, k: int, T: int) -> float:
         """The weight of the mean loss of k steps."""
@@ -140,24 +150,31 @@ class Rule:
     def run(self, x: Tensor, y: Any, mask: Tensor | None = None) -> Iterator[Window]:
         """The loop: reset, then per window forward, loss, backward, detach."""
         frames = Frames(x, y, self.num_steps, mask=mask, per_step_targets=self.per_step_targets)
-        poison = finite.poison(frames.x)
         with self._sequence(frames):
             host.reset(self.net)
-            run, learnable = Unroll(self.net, frames), parallel.any_rank(boundary.learnable(frames))
+            unroll, poison = Unroll(self.net, frames), finite.poison(x)
+            counts = parallel.any_rank(frames.counts())
             for steps, learns in self.windows(frames.T):
-                learns = learns and any(learnable[t] for t in steps)
-                yield self._window(run, steps, learns, self.scale(len(steps), frames.T), poison)
+                learns = learns and any(counts[steps.start : steps.stop])
+                yield self._window(unroll, steps, learns, self.scale(len(steps), frames.T), poison)
 
-    def _sequence(self, frames: Frames) -> AbstractContextManager[Any]:
+    @contextmanager
+    def _sequence(self, frames: Frames) -> Iterator[None]:
         """What is true from the first step of a sequence to its last."""
-        return boundary.sequence(self.net, lambda: self.inspection.look(frames), self.installed, in_sequence)
+        with in_sequence(self.net):
+            restore_all(self.net)  # what an interrupt may have left of an earlier sequence
+            forget(self.net)
+            self.inspection.look(frames)
+            try:
+                with self.installed():
+                    yield
+            finally:
+                state.detach(self.net)
 
-    def _window(self, run: Unroll, steps: range, learns: bool, scale: float, poison: Tensor | float) -> Window:
-        frames = run.frames
-        with torch.set_grad_enabled(learns), boundary.compressing(self.compress and learns):
-            outputs = self.forward(run, steps)
-            loss = self.objective(outputs, frames.targets(steps), steps, frames.kept(steps))
-        boundary.scalar(loss)
+    def _window(self, unroll: Unroll, steps: range, learns: bool, scale: float, poison: Tensor | float) -> Window:
+        with torch.set_grad_enabled(learns), compressed() if self.compress else nullcontext():
+            outputs = self.forward(unroll, steps)
+            loss = self.objective(outputs, unroll.frames.targets(steps), steps)
         if learns:
             self.propagate(loss * scale + self.penalty())
         state.detach(self.net)
@@ -174,11 +191,12 @@ class Rule:
         Args:
             x: ``[T, N, ...]``, or with ``num_steps`` one static input ``[N, ...]``.
             y: labels ``[N]`` or soft targets ``[N, classes]``; with ``per_step_targets`` ``[T, N, ...]``.
-            mask: ``[T, N]``: which steps of which samples count; None: all.
+            mask: as in :meth:`train_step`.
         """
-        self._waiting = Gradients(self.run(x, y, mask))
-        return self._waiting
+        self._gradients = Gradients(self.run(x, y, mask))
+        return self._gradients
 
+    @parallel.together()
     def train_step(self, x: Tensor, y: Any, mask: Tensor | None = None) -> Result:
         """Train on one batch.
 
@@ -192,10 +210,11 @@ class Rule:
             ValueError: shapes that do not fit each other.
             RuntimeError: another sequence of this network is in progress.
         """
-        total = Total(keep_steps=self.per_step_targets)
+        parallel.check_alike("T", (len(x) if self.num_steps is None else self.num_steps) if hasattr(x, "shape") else 0)
+        total = Total(self.per_step_targets)
         with closing(self.run(x, y, mask)) as windows:
             for window in windows:
-                if not total.steps:
+                if not total.steps and self.update == "step":
                     self.optimizer.zero_grad()
                 total.add(window)
                 if window.learned and self.update == "step":
@@ -203,7 +222,7 @@ class Rule:
         if self.update == "sequence":
             self.update_weights()
         parallel.average(self.net.buffers())
-        self.inspection.after_batch(x, y, mask)
+        self.inspection.after(x, y)
         return total.result(finite.poison_of_all(self.net))
 
     def stream(self, steps: Iterable[tuple[Tensor, Any]]) -> Iterator[Result]:
@@ -216,37 +235,78 @@ class Rule:
             steps: pairs of ``x_t [N, ...]`` and ``y_t``, which may be None.
 
         Yields:
-            The result of each window: its mean loss, and its output ``[N, ...]`` (of slices the mean).
+            The result of each window: its mean loss and its mean output ``[N, ...]``.
 
         Raises:
             ValueError: the rule must know the number of steps.
-        """
-        if self.stride is None or self.windows.__func__ is not Rule.windows:  # type: ignore[attr-defined]
-            raise ValueError(f"{type(self).__name__} must know the number of steps, which a stream does not tell")
-        return self._stream(iter(steps), self.stride)
 
-    def _stream(self, steps: Iterator[tuple[Tensor, Any]], k: int) -> Iterator[Result]:
-        windows = boundary.windows_of_stream(steps, k)
+        Example:
+            >>> from spikingjelly.activation_based import layer, neuron
+            >>> from sj_online.trainer import SLTT
+            >>> net = nn.Sequential(layer.Linear(8, 4), neuron.LIFNode(), layer.Linear(4, 3))
+            >>> rule = SLTT(net, torch.optim.SGD(net.parameters(), lr=0.1))
+            >>> steps = ((torch.rand(2, 8), torch.tensor([0, 2]) if t % 2 else None) for t in range(4))
+            >>> [result.output.shape for result in rule.stream(steps)]
+            [torch.Size([2, 3]), torch.Size([2, 3]), torch.Size([2, 3]), torch.Size([2, 3])]
+        """
+        if not self.streams or self.stride is None:
+            raise ValueError(f"{type(self).__name__} must know the number of steps, which a stream does not tell")
+        return self._stream(Frames.of_stream(steps, self.stride))
+
+    def _stream(self, windows: Iterator[Frames]) -> Iterator[Result]:
         first = next(windows, None)
         if first is None:
             return
-        with self._sequence(first.frames):
-            for each in (first, *()) if False else boundary.chain(first, windows):
-                run = Unroll(self.net, each.frames)
+        with self._sequence(first):
+            for frames in chain([first], windows):
+                steps = range(frames.start, frames.start + frames.T)
+                learns = any(parallel.any_rank(frames.counts()))
+                scale = self.scale(frames.T, frames.T) if self.step_scale == "mean" else float(frames.T)
                 self.optimizer.zero_grad()
-                window = self._stream_window(run, each)
-                if window.learned:
-                    self.update_weights()
                 total = Total()
-                total.add(window)
+                total.add(self._window(Unroll(self.net, frames), steps, learns, scale, finite.poison(frames.x)))
+                if learns:
+                    self.update_weights()
                 yield total.result(0.0)
 
     def update_weights(self) -> None:
-        """Average the gradients over the ranks, step the optimizer, zero the gradients."""
-        if self._waiting is not None and not self._waiting.begun:
-            raise RuntimeError("gradients() was not iterated, so there is no gradient: for window in rule.gradients(x, y)")
+        """Average the gradients over the ranks, step the optimizer, zero the gradients.
+
+        Raises:
+            RuntimeError: the last :meth:`gradients` was never iterated.
+        """
+        if self._gradients is not None and not self._gradients.begun:
+            raise RuntimeError("gradients() was not iterated, so it has left no gradient: for window in gradients(x, y)")
         parallel.average_gradients(self.optimizer)
         proceed = self.before_step()
         if parallel.agree(proceed is None or bool(proceed)):
             self.optimizer.step()
         self.optimizer.zero_grad()
+
+    def predict(self, x: Tensor, reduce: str = "mean") -> Any:
+        """See :func:`sj_online.prediction.predict`; ``num_steps`` is the rule's."""
+        return predict(self.net, x, self.num_steps, reduce)
+
+    def close(self) -> None:
+        """Take everything that the rule has put into the network out of it again."""
+        if self._gradients is not None:
+            self._gradients.close()
+        restore_all(self.net)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs besides the network's and the optimizer's states."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+
+    def ways(self) -> dict[str, Way]:
+        """How the gradient of each synapse comes about, by its name."""
+        return {name: Way("", "spike") for name, module in self.net.named_modules() if is_synapse(module)}
+
+    def __repr__(self) -> str:
+        """The rule, and the way in which every parameter that learns gets its gradient."""
+        kind = "exact" if self.exact else "approximate"
+        horizon = "all steps" if self.horizon is None else f"{self.horizon} step{'s' * (self.horizon > 1)}"
+        head = f"{type(self).__name__} ({self.paper}; {kind}; horizon {horizon}; update per {self.update}"
+        return f"{head}; loss {self.step_scale} over steps)\n{table(self.net, self.ways())}"
