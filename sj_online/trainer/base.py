@@ -146,6 +146,7 @@ class Rule:
         """
         return (window for window in self.run(x, y) if window.learned)
 
+    @parallel.together()
     def train_step(self, x: Tensor, y: Tensor) -> Result:
         """Train on one batch.
 
@@ -156,6 +157,7 @@ class Rule:
         Raises:
             ValueError: shapes that do not fit each other.
         """
+        parallel.check_alike("T", len(x) if self.num_steps is None else self.num_steps)
         self.optimizer.zero_grad()
         total = Total()
         for window in self.run(x, y):
@@ -169,8 +171,8 @@ class Rule:
 
     def step(self) -> None:
         """Average the gradients over the ranks, step the optimizer, zero the gradients."""
-        parallel.average(p.grad for group in self.optimizer.param_groups for p in group["params"])
-        if self.before_step() is not False:
+        parallel.average_gradients(self.optimizer)
+        if parallel.agree(self.before_step() is not False):
             self.optimizer.step()
         self.optimizer.zero_grad()
 
