@@ -17,9 +17,11 @@ from sj_online import check, host, state
 from sj_online.frames import Frames
 from sj_online.install import restore_all
 from sj_online.layer import is_synapse
+from sj_online.layer.quant import forget
 from sj_online.loss import Loss, Targets, window_loss
 from sj_online.prediction import in_sequence, predict
 from sj_online.trainer import finite, parallel
+from sj_online.trainer.compress import compressed
 from sj_online.trainer.inspection import Inspection, check_network, check_optimizer
 from sj_online.trainer.result import Gradients, Result, Total, Window
 from sj_online.trainer.table import Way, table
