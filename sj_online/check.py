@@ -1,5 +1,7 @@
 """The sentences about a value that is not allowed, each written once: they name it, show it and say what is allowed."""
 
+import sys
+import warnings
 from collections.abc import Iterable
 
 
@@ -32,3 +34,11 @@ def between(name: str, value: float, low: float, high: float) -> None:
     """Raise unless ``value`` is a number in [low, high]."""
     if not isinstance(value, (int, float)) or not low <= value <= high:
         raise ValueError(f"{name}={value!r} is not in [{low:g}, {high:g}]")
+
+
+def warn(text: str) -> None:
+    """Warn at the line of the user's that led here."""
+    level, frame = 1, sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("sj_online", "contextlib"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, stacklevel=level if frame is None else level + 1)

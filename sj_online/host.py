@@ -5,6 +5,7 @@ tests/test_host.py holds each of them to what is relied on, so that a new versio
 
 import types
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 CHECKPOINTED = (CheckpointWrapper,)
 
 # What nn.Module keeps in an instance for itself; everything else in there belongs to the module.
-INTERNAL = frozenset(vars(nn.Module())) | {"_compiled_call_impl", "_step_mode", "_backend"}
+INTERNAL = frozenset(vars(nn.Module())) | {"forward", "_compiled_call_impl", "_step_mode", "_backend"}
 
 # Their submodules have a step mode of their own (functional.set_step_mode keeps the same list inside).
 CONTAINERS = (
@@ -128,3 +129,25 @@ def watch_resets(net: nn.Module, note: Callable[[nn.Module], Any]) -> Callable[[
             node.__dict__.pop("reset", None)
 
     return end
+
+
+@contextmanager
+def unrecorded(net: nn.Module) -> Iterator[None]:
+    """Without the hooks of the host's monitors, which would record what is run only to be looked at."""
+    kept = []
+    try:
+        for module in net.modules():
+            for name in ("_forward_pre_hooks", "_forward_hooks"):
+                hooks = getattr(module, name)
+                others = {key: hook for key, hook in hooks.items() if not _of_monitor(hook)}
+                if len(others) < len(hooks):
+                    kept.append((module, name, hooks))
+                    setattr(module, name, type(hooks)(others))
+        yield
+    finally:
+        for module, name, hooks in kept:
+            setattr(module, name, hooks)
+
+
+def _of_monitor(hook: Any) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith("spikingjelly.")

@@ -11,8 +11,8 @@ from torch import nn
 def replaced_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Replace the ``forward`` of modules.
 
-    The class of the instance changes, not the instance: compiled code is guarded by the class of a module, while it
-    ignores hooks that come later, and a copy or a pickle made meanwhile is of the plain class.
+    The instance gets a forward, because compiled code is guarded by that, while it ignores hooks that come later; and it
+    gets a class whose copies and pickles are without it.
 
     Example:
         >>> import copy
@@ -26,8 +26,8 @@ def replaced_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Itera
     try:
         for module, forward in forwards.items():
             restore(module)  # what an interrupt may have left
-            module.__class__ = _specialised(module, forward)
-            vars(module).pop("forward", None)
+            module.__class__ = _specialised(module)
+            module.__dict__["forward"] = forward
         yield
     finally:
         for module in forwards:
@@ -38,9 +38,9 @@ def restore(module: nn.Module) -> None:
     """Take a replaced forward out of a module again."""
     special: Any = type(module)
     if plain(module) is not special:
-        if special._sj_online_own is not None:
-            module.forward = special._sj_online_own
         module.__class__ = special._sj_online_plain
+        module.__dict__.pop("forward", None)
+        module.__dict__.update(special._sj_online_own)
 
 
 def restore_all(net: nn.Module) -> None:
@@ -54,30 +54,26 @@ def plain(module: nn.Module) -> type:
     return getattr(type(module), "_sj_online_plain", type(module))
 
 
-def _specialised(module: nn.Module, forward: Callable[..., Any]) -> type:
-    """The class of a module with another forward, for this one instance."""
+def _specialised(module: nn.Module) -> type:
+    """The class of one instance whose forward is replaced."""
     cls: Any = type(module)
-    own = vars(module).get("forward")
-
-    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return forward(*args, **kwargs)
+    own = {name: value for name, value in vars(module).items() if name == "forward"}
 
     def reduce_ex(self: nn.Module, protocol: Any) -> Any:
         reduced = cls.__reduce_ex__(self, protocol)
         if isinstance(reduced, str):
             return reduced
         make, args, *rest = reduced
-        if own is not None and rest and isinstance(rest[0], dict):
-            rest[0] = {**rest[0], "forward": own}
+        if rest and isinstance(rest[0], dict):
+            rest[0] = {name: value for name, value in rest[0].items() if name != "forward"} | own
         return (make, tuple(cls if arg is special else arg for arg in args), *rest)
 
     def deepcopy(self: nn.Module, memo: Any) -> Any:
         made = cls.__deepcopy__(self, memo)
-        if type(made) is special:
-            restore(made)
+        restore(made)
         return made
 
-    members = {"forward": call, "__reduce_ex__": reduce_ex, "_sj_online_plain": cls, "_sj_online_own": own}
+    members = {"__reduce_ex__": reduce_ex, "_sj_online_plain": cls, "_sj_online_own": own}
     if hasattr(cls, "__deepcopy__"):
         members["__deepcopy__"] = deepcopy
     special = type(cls.__name__, (cls,), {"__module__": cls.__module__, "__doc__": cls.__doc__, **members})

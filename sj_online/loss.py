@@ -4,6 +4,7 @@ The cross entropy of each step, TET's loss, needs no name of its own: it is ``to
 mean over the steps :func:`window_loss` takes.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,12 @@ class OverWindow:
         self.fn = fn
         self.__doc__ = fn.__doc__
         self.__name__ = getattr(fn, "__name__", type(fn).__name__)
+        self.__module__ = getattr(fn, "__module__", __name__)
+
+    def __reduce__(self) -> Any:
+        """As the name of what :func:`over_window` decorated, or by the function in it."""
+        named = getattr(sys.modules.get(self.__module__), self.__name__, None)
+        return self.__name__ if named is self else (OverWindow, (self.fn,))
 
     def __call__(self, outputs: Any, y: Any) -> Tensor:
         """The loss of outputs ``[k, N, classes]``."""

@@ -8,6 +8,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 from weakref import ref
 
@@ -115,12 +116,12 @@ class State:
             for module in net.modules()
         ]
 
-    def put(self, splice: Splice = lambda now, kept: kept) -> None:
+    def put(self, splice: Splice | None = None) -> None:
         """Give the network this state, as a copy, so that it can be put again.
 
         Args:
-            splice: ``splice(present, kept)`` makes the tensor that is put; a tensor that is not there at present is
-                put as it was kept.
+            splice: ``splice(present, kept)`` makes the tensor that is put, of tensors of the same place; None: it is put
+                as it was kept.
         """
         self.random.put()
         memo: dict[int, Tensor] = {}
@@ -134,20 +135,61 @@ class State:
                 module._buffers[name] = _copy(kept, memo)
 
 
-def _put(present: Any, kept: Any, splice: Splice, memo: dict[int, Tensor]) -> Any:
+def _put(present: Any, kept: Any, splice: Splice | None, memo: dict[int, Tensor]) -> Any:
     if isinstance(kept, _Generator):
         return kept.put()
     copied = _copy(kept, memo)
+    return copied if splice is None else _spliced(present, copied, splice)
+
+
+def _spliced(present: Any, kept: Any, splice: Splice) -> Any:
+    if isinstance(kept, Tensor):
+        return splice(present, kept)
+    if isinstance(kept, float) and isinstance(present, Tensor):  # the value that a memory is reset to
+        return splice(present, torch.full_like(present, kept)) if present.requires_grad else kept
+    if isinstance(kept, dict) and isinstance(present, dict):
+        kept.update({name: _spliced(present.get(name), value, splice) for name, value in kept.items()})
+        return kept
     try:
-        return tree_map(lambda tensor, now: splice(now, tensor), copied, present)
+        return tree_map(lambda tensor, now: splice(now, tensor), kept, present)
     except (KeyError, TypeError, ValueError, AttributeError):  # another structure at present
-        return copied
+        return kept
 
 
 def device_of(net: nn.Module) -> torch.device:
     """The device of a network: that of its first parameter or buffer, else the CPU."""
     first = next((tensor for tensor in [*net.parameters(), *net.buffers()]), None)
     return torch.device("cpu") if first is None else first.device
+
+
+_replaying: ContextVar[bool] = ContextVar("replaying", default=False)
+
+
+def replaying() -> bool:
+    """Whether a network is running a step again, or only to be looked at: a recorder should not count that.
+
+    Example:
+        >>> replaying()
+        False
+    """
+    return _replaying.get()
+
+
+@contextmanager
+def as_replay() -> Iterator[None]:
+    """What runs inside is no step of its own, see :func:`replaying`."""
+    token = _replaying.set(True)
+    try:
+        yield
+    finally:
+        _replaying.reset(token)
+
+
+@contextmanager
+def looked_at(net: nn.Module) -> Iterator[None]:
+    """Run a network to look at it: in a sandbox, eager, unseen by the host's monitors."""
+    with as_replay(), sandbox(net), host.unrecorded(net), torch.compiler.set_stance("force_eager"):
+        yield
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from sj_online.frames import Frames
 from sj_online.install import replaced_forwards
 from sj_online.layer import is_synapse
 from sj_online.neuron.leak import is_neuron
-from sj_online.state import sandbox
+from sj_online.state import looked_at
 from sj_online.tree import tensors
 from sj_online.unroll import Unroll
 
@@ -29,6 +29,14 @@ EARLIER = -1
 aten = torch.ops.aten
 # Products of matrices: where one of these meets a weight outside of a known call, the weight is not traced.
 _PRODUCTS = {aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.mv, aten.addmv, aten.convolution, aten._trilinear}
+
+# Take a shape, a dtype and a device from a tensor, and no value.
+_OF_A_SHAPE = {
+    getattr(aten, name)
+    for kind in ("empty", "zeros", "ones", "full", "rand", "randn", "randint")
+    for name in (f"{kind}_like", f"new_{kind}")
+    if hasattr(aten, name)
+}
 
 
 @dataclass(frozen=True)
@@ -112,6 +120,8 @@ class _Sources(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
+        if getattr(func, "overloadpacket", None) in _OF_A_SHAPE:
+            return output
         given = [self.of(tensor) for tensor in tensors((args, kwargs or {}))]
         labels = frozenset().union(*given)
         self.set(output, labels)
@@ -187,7 +197,7 @@ class _Probe(TorchFunctionMode):
         return Place(role, tuple(before if role == "readout" else behind))
 
 
-def find(net: nn.Module, frames: Frames) -> Found:
+def find(net: nn.Module, frames: Frames, k: int = 1) -> Found:
     """Run a network over its frames, and tell the place of every synapse that it calls.
 
     The network's state, modes and random numbers are afterwards what they were; gradients are untouched.
@@ -195,6 +205,7 @@ def find(net: nn.Module, frames: Frames) -> Found:
     Args:
         net: a SpikingJelly network.
         frames: its input.
+        k: how many steps it runs at a time.
 
     Example:
         >>> from spikingjelly.activation_based import layer, neuron
@@ -203,19 +214,21 @@ def find(net: nn.Module, frames: Frames) -> Found:
         {'0': Place(role='input', neurons=('1',)), '2': Place(role='readout', neurons=('1',))}
     """
     probe = _Probe(net)
-    with sandbox(net), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+    with looked_at(net), torch.no_grad():
         host.reset(net)
         run = Unroll(net, frames)
+        if run.mode == "m" and frames.N in (1, k):
+            run.gives_steps()  # looked up below, where everything that the network does is noted
         names = [(name, p) for name, p in net.named_parameters()]
         with probe.sources, _probed(net, probe):
             for name, p in names:
                 probe.sources.set(p, frozenset({("weight", name)}))
             probe.sources.set(frames.x, frozenset({("input",)}))
-            for t in range(frames.T):
+            for t in range(0, frames.T, k):
                 probe.step, probe.in_step = t, {}
                 probe.sources.new_step()
                 with probe:
-                    run(range(t, t + 1))
+                    run(range(t, min(t + k, frames.T)))
             probe.found.of_weights = list(_made_of_weights(net, probe.sources))
     probe.found.places = {name: probe.place(name) for name in probe.calls}
     probe.found.products = probe.sources.products

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from spikingjelly.activation_based import base
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 
 from sj_online import host
 from sj_online.frames import Frames
-from sj_online.state import sandbox
+from sj_online.state import Structure, looked_at
 from sj_online.tree import tensors, tree_map
+
+_gives_steps: "WeakKeyDictionary[nn.Module, tuple[Structure, bool]]" = WeakKeyDictionary()
 
 
 class Unroll:
@@ -35,7 +38,6 @@ class Unroll:
         self.net = net
         self.frames = frames
         self.mode = step_mode(net)
-        self.per_step: bool | None = None
 
     def __call__(self, steps: range) -> Any:
         """Run the steps.
@@ -57,20 +59,22 @@ class Unroll:
         mean = output.shape[:1] == (self.frames.N,)
         self._check_batch(output, steps or mean)
         if steps and mean:
-            steps = self._gives_steps()
+            steps = self.gives_steps()
         return output if steps else output.expand(k, *output.shape)
 
-    def _gives_steps(self) -> bool:
-        """Whether the network's outputs have a time axis, where k and N are equal: run with an N that is not."""
-        if self.per_step is None:
+    def gives_steps(self) -> bool:
+        """Whether a multi-step network's outputs have a time axis, tried once with sizes that cannot be mistaken."""
+        structure = Structure(self.net)
+        if self.net not in _gives_steps or _gives_steps[self.net][0] != structure:
             k = min(self.frames.T, 2)
-            with sandbox(self.net), evaluating(self.net), torch.no_grad():
+            with looked_at(self.net), evaluating(self.net), torch.no_grad():
                 host.reset(self.net)
                 probe = self.frames.part(k, k + 1)
                 first = next(tensors(self.net(probe.window(range(k)))))
-            self.per_step = first.shape[:2] == (k, k + 1)
-            self._check_batch(first, self.per_step or first.shape[:1] == (k + 1,), k + 1)
-        return self.per_step
+            per_step = first.shape[:2] == (k, k + 1)
+            self._check_batch(first, per_step or first.shape[:1] == (k + 1,), k + 1)
+            _gives_steps[self.net] = (structure, per_step)
+        return _gives_steps[self.net][1]
 
     def _check_batch(self, output: Tensor, fits: bool, N: int | None = None) -> None:
         if not fits:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from itertools import chain
 from typing import Any, ClassVar, TypedDict
+from weakref import ref
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ from sj_online.prediction import in_sequence, predict
 from sj_online.trainer import finite, parallel
 from sj_online.trainer.compress import compressed
 from sj_online.trainer.inspection import Inspection, check_network, check_optimizer
-from sj_online.trainer.result import Gradients, Result, Total, Window
+from sj_online.trainer.result import Begun, Gradients, Result, Total, Window
 from sj_online.trainer.table import Way, table
 from sj_online.tree import tree_map
 from sj_online.unroll import Unroll
@@ -106,7 +107,8 @@ class Rule:
         self.per_step_targets = per_step_targets
         self.compress = compress
         self.inspection = Inspection(self)
-        self._gradients: Gradients | None = None
+        self._gradients: Callable[[], Gradients | None] = lambda: None
+        self._begun: Begun | None = None
         check_network(net, self.horizon, self.stride)
         parallel.broadcast(net)
 
@@ -195,8 +197,9 @@ class Rule:
             y: labels ``[N]`` or soft targets ``[N, classes]``; with ``per_step_targets`` ``[T, N, ...]``.
             mask: as in :meth:`train_step`.
         """
-        self._gradients = Gradients(self.run(x, y, mask))
-        return self._gradients
+        gradients = Gradients(self.run(x, y, mask))
+        self._gradients, self._begun = ref(gradients), gradients.begun
+        return gradients
 
     @parallel.together()
     def train_step(self, x: Tensor, y: Any, mask: Tensor | None = None) -> Result:
@@ -213,11 +216,10 @@ class Rule:
             RuntimeError: another sequence of this network is in progress.
         """
         parallel.check_alike("T", (len(x) if self.num_steps is None else self.num_steps) if hasattr(x, "shape") else 0)
+        self.optimizer.zero_grad()
         total = Total(self.per_step_targets)
         with closing(self.run(x, y, mask)) as windows:
             for window in windows:
-                if not total.steps and self.update == "step":
-                    self.optimizer.zero_grad()
                 total.add(window)
                 if window.learned and self.update == "step":
                     self.update_weights()
@@ -277,7 +279,7 @@ class Rule:
         Raises:
             RuntimeError: the last :meth:`gradients` was never iterated.
         """
-        if self._gradients is not None and not self._gradients.begun:
+        if self._begun is not None and not self._begun.yes:
             raise RuntimeError("gradients() was not iterated, so it has left no gradient: for window in gradients(x, y)")
         parallel.average_gradients(self.optimizer)
         proceed = self.before_step()
@@ -291,8 +293,8 @@ class Rule:
 
     def close(self) -> None:
         """Take everything that the rule has put into the network out of it again."""
-        if self._gradients is not None:
-            self._gradients.close()
+        if (gradients := self._gradients()) is not None:
+            gradients.close()
         restore_all(self.net)
 
     def state_dict(self) -> dict[str, Any]:

@@ -59,7 +59,6 @@ class FPTT(Rule):
         optimizer: torch.optim.Optimizer,
         alpha: float = 0.1,
         beta: float = 0.5,
-        *,
         **options: Unpack[_Options],
     ) -> None:
         if not alpha > 0:

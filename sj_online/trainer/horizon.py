@@ -7,8 +7,6 @@ those of the past, and the gradient goes to the present weights (STOL, Alg. 1).
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,22 +18,9 @@ from sj_online import host
 from sj_online.frames import Frames
 from sj_online.install import replaced_forwards
 from sj_online.neuron.leak import is_neuron
-from sj_online.state import State, buffers_as_before, sandbox
+from sj_online.state import State, as_replay, buffers_as_before, looked_at
 from sj_online.tree import tensors
 from sj_online.unroll import Unroll
-
-_replaying: ContextVar[bool] = ContextVar("replaying", default=False)
-
-
-def replaying() -> bool:
-    """Whether a network is running a step of the past again, which a monitor or a counter should not count.
-
-    Example:
-        >>> replaying()
-        False
-    """
-    return _replaying.get()
-
 
 @dataclass
 class Step:
@@ -100,13 +85,10 @@ class History:
         return output
 
     def _behind_the_past(self, now: Step) -> Any:
-        token = _replaying.set(True)
-        try:
+        with as_replay():
             for past in self.steps:
                 past.state.put(_with_gradient_of)
                 self._forward(past, self._fed)
-        finally:
-            _replaying.reset(token)
         counted = _statistics(self.net) if self.statistics else {}
         now.state.put(_with_gradient_of)
         for (module, name), value in counted.items():
@@ -144,13 +126,6 @@ def _statistics(net: nn.Module) -> dict[tuple[nn.Module, str], Tensor]:
     return {(norm, name): value for norm in norms for name, value in norm._buffers.items() if value is not None}
 
 
-@contextmanager
-def _kept_apart(net: nn.Module) -> Iterator[None]:
-    with sandbox(net), torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        host.reset(net)
-        yield
-
-
 def check_replay(history: Callable[[], History], frames: Frames) -> None:
     """Raise unless the network does the same with its past steps run again as without.
 
@@ -164,7 +139,8 @@ def check_replay(history: Callable[[], History], frames: Frames) -> None:
     frames, runs = frames.first(3), []
     net = history().net
     for replays in (False, True):
-        with _kept_apart(net):
+        with looked_at(net), torch.no_grad():
+            host.reset(net)
             unroll, kept = Unroll(net, frames), history()
             kept.first = False
             run = kept.run if replays else lambda unroll, steps: unroll(steps)

@@ -1,18 +1,19 @@
 """What a rule must know of a network before it trains it: looked at again whenever the network has changed."""
 
-import warnings
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
 from spikingjelly.activation_based import neuron
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
-from sj_online import host
+from sj_online import check, host
 from sj_online.frames import Frames
 from sj_online.install import replaced_forwards
 from sj_online.neuron.leak import is_neuron
 from sj_online.prediction import mixing
-from sj_online.state import Structure, sandbox
+from sj_online.state import Structure, looked_at
 from sj_online.topology import Found, find
 from sj_online.tree import tensors
 from sj_online.unroll import Unroll, step_mode
@@ -27,8 +28,6 @@ def check_optimizer(optimizer: Any) -> None:
     """Raise where a rule cannot step an optimizer."""
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError("optimizer=LBFGS evaluates the loss anew inside its step, which no online rule can: take another")
-    if not isinstance(optimizer, torch.optim.Optimizer) and not hasattr(optimizer, "param_groups"):
-        raise ValueError(f"optimizer={type(optimizer).__name__} is no torch.optim.Optimizer")
 
 
 def check_network(net: nn.Module, horizon: int | None, stride: int | None) -> None:
@@ -82,23 +81,25 @@ class Inspection:
         check_network(rule.net, rule.horizon, rule.stride)
         if rule.stride is not None and (name := mixing(rule.net, frames, rule.stride)) is not None:
             raise _mixes(name, rule.net.get_submodule(name), rule.stride)
-        self.found = find(rule.net, frames if rule.looks_at_all_steps else frames.first(2))
+        k = rule.stride or frames.T
+        self.found = find(rule.net, frames if rule.looks_at_all_steps else frames.first(2 * k), k)
         if rule.horizon is not None and self.found.of_weights:
             raise ValueError(
                 f"the memory {self.found.of_weights[0]!r} is made of weights alone, whose gradient would be lost behind "
                 "the first steps of a sequence: do not keep it (invariant=False of DropConnectLinear), or use BPTT"
             )
-        self._say_what_is_odd()
+        self._say_what_is_odd(frames)
         rule.looked(frames)
         self.structure, self.batches = structure, 0
 
-    def _say_what_is_odd(self) -> None:
+    def _say_what_is_odd(self, frames: Frames) -> None:
         net, found = self.rule.net, self.found
         nodes = {name: module for name, module in net.named_modules() if is_neuron(module)}
-        looped = [name for name in nodes if found.called.get(name, 0) > 1]
+        times = 1 if step_mode(net) == "m" else min(self.rule.stride or frames.T, frames.T)
+        looped = [name for name in nodes if found.called.get(name, 0) > times]
         if looped:
             self._warn(
-                f"{looped[0]!r} runs {found.called[looped[0]]} times in one step: a loop over time inside forward() is one "
+                f"{looped[0]!r} runs {found.called[looped[0]] // times} times in one step: a loop over time inside forward() is one "
                 "graph, whatever the horizon of the rule; let forward() make one step"
             )
         if found.reset:
@@ -119,7 +120,7 @@ class Inspection:
     def _warn(self, text: str) -> None:
         if text not in self.said:
             self.said.add(text)
-            warnings.warn(text, stacklevel=3)
+            check.warn(text)
 
     def after(self, x: Tensor, y: Any) -> None:
         """After the first batches, say which neurons neither fire nor let a gradient through."""
@@ -162,7 +163,10 @@ def silent_neurons(net: nn.Module, frames: Frames) -> list[str]:
 
         return forward
 
-    with sandbox(net), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
+    looking = (looked_at(net), torch.enable_grad(), saved_tensors_hooks(_as_is, _as_is))  # no memory of training's
+    with ExitStack() as stack:
+        for each in looking:
+            stack.enter_context(each)
         host.reset(net)
         unroll = Unroll(net, frames)
         with replaced_forwards({module: forward_of(name, module) for name, module in nodes.items()}):
@@ -171,3 +175,7 @@ def silent_neurons(net: nn.Module, frames: Frames) -> list[str]:
                 if unroll.mode == "m":
                     break
     return [name for name, lives in alive.items() if not lives]
+
+
+def _as_is(tensor: Tensor) -> Tensor:
+    return tensor

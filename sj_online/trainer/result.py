@@ -1,6 +1,5 @@
 """What the loop gives back."""
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sj_online import check
 from sj_online.tree import tree_map
 
 
@@ -76,25 +76,30 @@ def _sum(output: Tensor) -> Tensor:
     return output.sum(0)
 
 
+class Begun:
+    """Whether a sequence has begun."""
+
+    def __init__(self) -> None:
+        self.yes = False
+
+
 class Gradients(Iterator[Window]):
     """The windows of a sequence that have left gradients; nothing happens before they are asked for."""
 
     def __init__(self, windows: Iterator[Window]) -> None:
         self._windows: Any = windows
-        self.begun = False
+        self.begun = Begun()
 
     def __next__(self) -> Window:
         """Run to the next window that learns."""
-        self.begun = True
+        self.begun.yes = True
         return next(window for window in self._windows if window.learned)
 
     def close(self) -> None:
         """End the sequence where it is."""
-        self.begun = True
+        self.begun.yes = True
         self._windows.close()
 
     def __del__(self) -> None:
-        if not self.begun:
-            warnings.warn("gradients() was not iterated, so it did nothing: for window in gradients(x, y)", stacklevel=2)
-
-
+        if not self.begun.yes:
+            check.warn("gradients() was not iterated, so it did nothing: for window in rule.gradients(x, y)")

@@ -73,19 +73,23 @@ class STOL(Rule):
         check.at_least("horizon", horizon)
         self.horizon = horizon
         super().__init__(net, optimizer, **{"update": "step", "step_scale": "sum", **options})  # type: ignore[misc]
+        self._check_recomputation()
         self.first_history = first_history
         self.history_statistics = history_statistics
         self.spatial_history = spatial_history
 
     def looked(self, frames: Frames) -> None:
         """Check that the network can be run again as it was."""
+        self._check_recomputation()
+        if self.horizon > 1:
+            check_replay(self._made, frames)
+
+    def _check_recomputation(self) -> None:
         for name, module in self.net.named_modules():
             if isinstance(module, host.CHECKPOINTED):
                 raise ValueError(
                     f"{name!r} is run again in backward (memopt), where STOL cannot give it its past currents"
                 )
-        if self.horizon > 1:
-            check_replay(self._made, frames)
 
     def _made(self) -> History:
         return History(

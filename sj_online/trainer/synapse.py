@@ -40,6 +40,8 @@ class Trace(TorchFunctionMode):
     """
 
     call: Call
+    use: int
+    """How many times the synapse has been called in this step."""
 
     def __init__(self, weight: bool = True, bias: bool = False) -> None:
         super().__init__()
@@ -51,18 +53,15 @@ class Trace(TorchFunctionMode):
     def clear(self) -> None:
         """Forget the sequence."""
         self.uses: list[tuple[Tensor | None, Tensor | None]] = []
+        self.use = 0
         self.saved: list[Tensor] = []
         self.again = False
-
-    @property
-    def use(self) -> int:
-        """How many times the synapse has been called in this step."""
-        return len(self.saved)
 
     @torch.no_grad()
     def begin(self, leak: Tensor | float) -> None:
         """Begin a step: let the traces leak."""
         self.uses = [(times(a, leak), times(a_b, leak)) for a, a_b in self.uses]
+        self.use = 0
         self.saved = []
         self.again = False
 
@@ -95,15 +94,15 @@ class Trace(TorchFunctionMode):
         """Add the input of this step; returns it, and what the gradients of weight and bias are made of."""
         if self.again:
             return self._added(s)
-        use = self.use
-        a, a_b = self.uses[use] if use < len(self.uses) else (None, None)
+        a, a_b = self.uses[self.use] if self.use < len(self.uses) else (None, None)
         dtype = torch.promote_types(s.dtype, torch.float32)  # in half precision every step would round the trace
         if self.weight:
             full = s.detach().to(dtype)
             a = full if a is None else a.add_(full)  # begin() has made a tensor of its own
         if self.bias:
             a_b = s.new_ones((), dtype=dtype) if a_b is None else a_b + 1
-        self.uses[use : use + 1] = [(a, a_b)]
+        self.uses[self.use : self.use + 1] = [(a, a_b)]
+        self.use += 1
         return s, s.detach() if a is None else a, a_b
 
     def _added(self, s: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -1,6 +1,5 @@
 """Rules whose weight gradients come from traces kept in the synapses."""
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar, Unpack
@@ -85,13 +84,14 @@ class TracedRule(Rule):
         """Place a trace in every synapse, and check that each has one leak."""
         found = self.inspection.found
         for name in found.products:
-            warnings.warn(
+            check.warn(
                 f"the weight {name!r} is not linear in one input (a bilinear layer, or a product that is not traced): its "
-                "gradient is made of the spikes of the step",
-                stacklevel=4,
+                "gradient is made of the spikes of the step"
             )
+        known = self.places  # their leaks were one when they were found
         self._build(found.places, found.functional)
-        leak.check_all(self.net, {name: self.places[name] for name in self.traces if name in self.places}, self._given)
+        new = {name: place for name, place in self.places.items() if name in self.traces and place != known.get(name)}
+        leak.check_all(self.net, new, self._given)
 
     def _build(self, places: dict[str, Place], functional: set[str]) -> None:
         self.places, self.functional = dict(places), set(functional)
@@ -190,7 +190,7 @@ class TracedRule(Rule):
     def ways(self) -> dict[str, Way]:
         """The synapses: their place, and trace, spike or opted out."""
         if not self.places:
-            return {name: Way("", "places and leaks are found at the first step") for name in super().ways()}
+            return {name: Way("", "place and leak are found at the first training step") for name in super().ways()}
         return {
             name: Way(self.places[name].role if name in self.places else "not yet called", self._describe(name))
             for name in [*self.places, *sorted(self._unseen)]

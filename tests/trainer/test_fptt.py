@@ -182,7 +182,7 @@ def test_a_resumed_run_goes_on_as_if_not_interrupted(in_loop, net_first):
     def go_on(rule):
         if in_loop:
             for _ in rule.gradients(*batch()):
-                rule.step()
+                rule.update_weights()
         else:
             rule.train_step(*batch())
 
@@ -202,7 +202,7 @@ def test_a_resumed_run_goes_on_as_if_not_interrupted(in_loop, net_first):
 def test_steps_of_a_users_own_loop_keep_the_averages_and_loaded_weights_restart_them():
     net, rule = trained()
     for _ in rule.gradients(*batch()):
-        rule.step()
+        rule.update_weights()
     means = [mean.clone() for mean in rule.means]
     next(rule.gradients(*batch()))
     assert all(torch.equal(a, b) and (a != p).any() for a, b, p in zip(means, rule.means, rule.parameters, strict=True))
