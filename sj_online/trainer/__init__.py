@@ -3,7 +3,6 @@
 from sj_online.trainer.base import Result, Rule, Window
 from sj_online.trainer.bptt import BPTT
 from sj_online.trainer.fptt import FPTT
-from sj_online.trainer.groups import param_groups
 from sj_online.trainer.ottt import OTTT
 from sj_online.trainer.random_bp import RandomBP
 from sj_online.trainer.sltt import SLTT
@@ -21,5 +20,4 @@ __all__ = [
     "Rule",
     "TimeSlicing",
     "Window",
-    "param_groups",
 ]
