@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader
 from sj_online import data, registry
 from sj_online.data import Images
 from sj_online.files import replacing
+from sj_online.optim import param_groups
 from sj_online.recipe import Device, Recipe
-from sj_online.trainer import Rule, param_groups
+from sj_online.trainer import Rule
 
 
 @dataclass

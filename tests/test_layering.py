@@ -23,13 +23,14 @@ MAY_IMPORT = {
     "model": NETWORK,
     "trial": set(),
     "convert": NETWORK | {"trial"},
+    "optim": NETWORK,
     "trainer": NETWORK,
     "deploy": NETWORK,
     "analysis": NETWORK,
     "testing": NETWORK | {"trainer", "analysis"},
-    "session": NETWORK | {"trainer", "analysis", "deploy", "data", "recipe", "rundir"},
-    "run": NETWORK | {"trainer", "analysis", "deploy", "data", "recipe", "rundir", "session"},
-    "cli": NETWORK | {"trainer", "analysis", "deploy", "data", "recipe", "rundir", "session", "run"},
+    "session": NETWORK | {"optim", "trainer", "analysis", "deploy", "data", "recipe", "rundir"},
+    "run": NETWORK | {"optim", "trainer", "analysis", "deploy", "data", "recipe", "rundir", "session"},
+    "cli": NETWORK | {"optim", "trainer", "analysis", "deploy", "data", "recipe", "rundir", "session", "run"},
 }
 
 

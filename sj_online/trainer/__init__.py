@@ -4,7 +4,6 @@ from sj_online.state import replaying
 from sj_online.trainer.base import Result, Rule, Window
 from sj_online.trainer.bptt import BPTT
 from sj_online.trainer.fptt import FPTT
-from sj_online.trainer.groups import param_groups
 from sj_online.trainer.ndot import NDOT
 from sj_online.trainer.ottt import OTTT
 from sj_online.trainer.random_bp import RandomBP
@@ -26,6 +25,5 @@ __all__ = [
     "TimeSlicing",
     "TracedRule",
     "Window",
-    "param_groups",
     "replaying",
 ]

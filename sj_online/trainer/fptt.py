@@ -77,11 +77,13 @@ class FPTT(Rule):
 
     def _look(self) -> None:
         """Take the parameters that the optimizer has now; new ones are their own average."""
-        held = zip(self.parameters, self.means, self.multipliers, self.versions, strict=True)
-        known = {id(each[0]): each for each in held}
-        unique = {id(p): p for group in self.optimizer.param_groups for p in group["params"]}
-        now = [known.get(key) or (p, p.detach().clone(), torch.zeros_like(p), p._version) for key, p in unique.items()]
-        self.parameters, self.means, self.multipliers, self.versions = ([each[i] for each in now] for i in range(4))
+        held = zip(self.means, self.multipliers, self.versions, strict=True)
+        known = dict(zip(map(id, self.parameters), held, strict=True))
+        self.parameters = list({id(p): p for group in self.optimizer.param_groups for p in group["params"]}.values())
+        now = [known.get(id(p)) or (p.detach().clone(), torch.zeros_like(p), p._version) for p in self.parameters]
+        self.means = [mean for mean, _, _ in now]
+        self.multipliers = [multiplier for _, multiplier, _ in now]
+        self.versions = [version for _, _, version in now]
 
     def _left(self, *, at_means: bool) -> None:
         """Note how the rule leaves the parameters: at their means, or in the middle of a sequence."""
