@@ -42,7 +42,8 @@ def swap_neurons(
 
     Args:
         net: a network with neurons; everything else in it, its state_dict too, stays as it is.
-        name: ``'empf'``, ``'hdlif'``, ``'lmh'`` or any other registered neuron; or a factory that returns a neuron.
+        name: ``'empf'``, ``'hdlif'``, ``'lmh'``, ``'stol_lif'`` or any other registered neuron; or a factory that
+            returns a neuron.
         where: ``where(name, module)`` picks the neurons to replace; None: every ``BaseNode``.
         example_input: input of ``net``, needed to learn the channels for options given as ``'channels'``.
         kwargs: arguments of each new neuron. The value ``'channels'`` stands for the number of channels of the input of
@@ -115,12 +116,14 @@ def _successor(
     """The neuron that follows ``old``, and what it took over."""
     carried_over = {}
     accepted = inspect.signature(factory).parameters
-    if "v_threshold" in accepted and "v_threshold" not in arguments and not isinstance(old, EMPFNode):
+    takes = "v_threshold" in accepted and "threshold" not in accepted  # not EM-PF, which has its own
+    if takes and "v_threshold" not in arguments and not isinstance(old, EMPFNode):
         carried_over["v_threshold"] = old.v_threshold
     new = factory(**carried_over, **arguments)
     with torch.no_grad():
         leak = None if getattr(old, "num_steps", None) else of_neuron(old, 0)
-    if leak is not None and "decay" not in arguments and isinstance(new, OnlineNode) and new.adopt_leak(float(leak)):
+    given = {"decay", "tau"} & arguments.keys()
+    if leak is not None and not given and isinstance(new, OnlineNode) and new.adopt_leak(float(leak)):
         carried_over["leak"] = float(leak)
     new.step_mode, new.store_v_seq = old.step_mode, old.store_v_seq
     return new.train(old.training), carried_over
