@@ -39,7 +39,7 @@ def fire(m: Tensor, threshold: Tensor, spike_bits: int, temporal_grad: bool) -> 
     if not torch.is_grad_enabled():
         v = torch.minimum(m, threshold)
         return _rounded(m - v, spike_bits), v
-    chi = (m >= threshold).view(torch.uint8)  # half the time of a bool in products
+    chi = (m >= threshold).to(torch.uint8)  # half the time of a bool in products
     below, fired = m - m * chi, threshold * chi
     v = below + fired  # exact, as one of the two is zero
     s = m - v
