@@ -51,7 +51,8 @@ def swap_neurons(
     Args:
         net: a network with neurons; everything else in it, its state_dict too, stays as it is, and if anything fails
             the neurons too.
-        name: ``'empf'``, ``'hdlif'``, ``'lmh'`` or any other registered neuron; or a factory that returns a neuron.
+        name: ``'empf'``, ``'hdlif'``, ``'lmh'``, ``'stol_lif'`` or any other registered neuron; or a factory that
+            returns a neuron.
         where: ``where(name, module)`` picks the neurons to replace; None: all but readouts.
         example_input: a batch that ``net`` takes. With it the network is run when its neurons are swapped, and a
             warning names those that neither fire nor pass a gradient. Needed for options given as ``'channels'``.
@@ -139,12 +140,14 @@ def _successor(
     """The neuron that follows ``old``, and what it took over."""
     carried_over = {}
     accepted = inspect.signature(factory).parameters
-    if "v_threshold" in accepted and "v_threshold" not in arguments and not isinstance(old, EMPFNode):
+    takes = "v_threshold" in accepted and "threshold" not in accepted  # not EM-PF, which has its own
+    if takes and "v_threshold" not in arguments and not isinstance(old, EMPFNode):
         carried_over["v_threshold"] = old.v_threshold
     new = factory(**carried_over, **arguments)
     with torch.no_grad():
         leak = None if getattr(old, "num_steps", None) else of_neuron(old, 0)
-    if leak is not None and "decay" not in arguments and isinstance(new, OnlineNode) and new.adopt_leak(float(leak)):
+    given = {"decay", "tau"} & arguments.keys()
+    if leak is not None and not given and isinstance(new, OnlineNode) and new.adopt_leak(float(leak)):
         carried_over["leak"] = float(leak)
     new.step_mode, new.store_v_seq = old.step_mode, getattr(old, "store_v_seq", False)
     return new.train(old.training), carried_over
@@ -174,7 +177,8 @@ def _warn_of_what_stays(
 
 
 def _warn_of_silence(net: nn.Module, nodes: Mapping[str, nn.Module], example_input: Tensor) -> None:
-    silent = trial.silent(net, nodes, example_input) if example_input.any() else []
+    calls = trial.steps(net, nodes)
+    silent = trial.silent(net, nodes, lambda: [net(example_input) for _ in range(calls)]) if example_input.any() else []
     if silent:
         warnings.warn(
             f"silent: with this example_input {', '.join(silent)} neither fire nor pass a gradient, so that nothing"

@@ -6,8 +6,11 @@ A package adds its own neuron to ``sj_online`` with three lines in its ``pyproje
     my_neuron = "my_package:MyNode"
 """
 
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, TypeVar
+
+Factory = TypeVar("Factory", bound=Callable[..., Any])
 
 GROUPS = ("neurons", "layers", "trainers", "models")
 
@@ -51,3 +54,18 @@ def get(group: str, name: str) -> Any:
         return points[name].load()
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{name!r} of {group} is registered as {points[name].value}: {error}") from error
+
+
+def cite(paper: str) -> Callable[[Factory], Factory]:
+    """Give a factory its ``paper``, which ``sj-online list`` shows; a class has it as an attribute.
+
+    Example:
+        >>> get("neurons", "ottt_lif").paper
+        'OTTT (Xiao et al. 2022)'
+    """
+
+    def decorate(factory: Factory) -> Factory:
+        factory.paper = paper  # type: ignore[attr-defined]
+        return factory
+
+    return decorate

@@ -8,30 +8,35 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "sj_online"
-NETWORK = {"layer", "neuron"}
-# What each part may import, besides itself and the modules that everyone may.
+# What everyone may import.
+GROUND = {"registry", "check", "host", "loss", "files", "tree", "install", "state", "frames", "unroll", "contraction"}
+NETWORK = {"layer", "neuron", "prediction"}
+LIBRARY = NETWORK | {"topology", "trial", "optim", "trainer", "analysis", "deploy"}
+# What each part may import, besides itself and the ground.
 MAY_IMPORT = {
-    "registry": set(),
-    "loss": set(),
-    "files": set(),
+    **dict.fromkeys(GROUND, set()),
     "cuda": set(),
+    "layer": set(),
+    "prediction": set(),
+    "neuron": {"layer", "cuda"},
+    "topology": {"layer", "neuron"},
+    "trial": {"layer", "neuron"},
+    "model": NETWORK,
+    "convert": NETWORK | {"trial"},
+    "optim": NETWORK,
+    "trainer": NETWORK | {"topology", "trial", "optim"},
+    "deploy": NETWORK,
+    "analysis": NETWORK,
+    "testing": NETWORK | {"trainer", "analysis", "topology"},
     "data": set(),
     "recipe": set(),
     "rundir": {"recipe"},
-    "layer": set(),
-    "neuron": {"layer", "cuda"},
-    "model": NETWORK,
-    "trial": set(),
-    "convert": NETWORK | {"trial"},
-    "optim": NETWORK,
-    "trainer": NETWORK,
-    "deploy": NETWORK,
-    "analysis": NETWORK,
-    "testing": NETWORK | {"trainer", "analysis"},
-    "session": NETWORK | {"optim", "trainer", "analysis", "deploy", "data", "recipe", "rundir"},
-    "run": NETWORK | {"optim", "trainer", "analysis", "deploy", "data", "recipe", "rundir", "session"},
-    "cli": NETWORK | {"optim", "trainer", "analysis", "deploy", "data", "recipe", "rundir", "session", "run"},
+    "session": LIBRARY | {"data", "recipe", "rundir"},
+    "run": LIBRARY | {"data", "recipe", "rundir", "session"},
+    "cli": LIBRARY | {"data", "recipe", "rundir", "session", "run"},
 }
+# What the ground may import of itself: in this order, only what stands before.
+ORDER = ["registry", "check", "files", "tree", "loss", "install", "host", "state", "frames", "unroll", "contraction"]
 
 
 def imported(source: str, module: list[str]) -> set[str]:
@@ -48,7 +53,8 @@ def imported(source: str, module: list[str]) -> set[str]:
 
 
 def upward(source: str, module: list[str]) -> set[str]:
-    allowed = {module[0], *MAY_IMPORT[module[0]], "registry", "loss", "files"}
+    below = ORDER[: ORDER.index(module[0])] if module[0] in ORDER else GROUND
+    allowed = {module[0], *MAY_IMPORT[module[0]], *below}
     return {name for name in imported(source, module) if name.split(".")[0] not in allowed}
 
 

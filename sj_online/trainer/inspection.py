@@ -1,21 +1,17 @@
 """What a rule must know of a network before it trains it: looked at again whenever the network has changed."""
 
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
 from spikingjelly.activation_based import neuron
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
-from sj_online import check, host
+from sj_online import check, host, trial
 from sj_online.frames import Frames
-from sj_online.install import replaced_forwards
 from sj_online.neuron.leak import is_neuron
 from sj_online.prediction import mixing
-from sj_online.state import Structure, looked_at
+from sj_online.state import Structure
 from sj_online.topology import Found, find
-from sj_online.tree import tensors
 from sj_online.unroll import Unroll, step_mode
 
 if TYPE_CHECKING:
@@ -143,39 +139,8 @@ def silent_neurons(net: nn.Module, frames: Frames) -> list[str]:
         net: a SpikingJelly network; its state, modes and gradients stay as they are.
         frames: an input; at most 8 steps of 32 samples of it are looked at.
     """
-    nodes = {name: module for name, module in net.named_modules() if is_neuron(module)}
-    alive: dict[str, bool] = {}
     frames = frames.part(min(frames.T, 8), min(frames.N, 32))
-
-    def forward_of(name: str, module: nn.Module) -> Any:
-        inner = module.forward
-
-        def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-            current = x.detach().requires_grad_(x.is_floating_point())
-            s = inner(current.clone() if current.requires_grad else x, *args, **kwargs)
-            for spikes in tensors(s):
-                passes = False
-                if spikes.requires_grad and current.requires_grad:
-                    (g,) = torch.autograd.grad(spikes.sum(), current, allow_unused=True, retain_graph=True)
-                    passes = g is not None and bool(g.any())
-                alive[name] = alive.get(name, False) or passes or bool(spikes.any())
-            return s
-
-        return forward
-
-    looking = (looked_at(net), torch.enable_grad(), saved_tensors_hooks(_as_is, _as_is))  # no memory of training's
-    with ExitStack() as stack:
-        for each in looking:
-            stack.enter_context(each)
-        host.reset(net)
-        unroll = Unroll(net, frames)
-        with replaced_forwards({module: forward_of(name, module) for name, module in nodes.items()}):
-            for t in range(frames.T):
-                unroll(range(t, t + 1) if unroll.mode == "s" else range(frames.T))
-                if unroll.mode == "m":
-                    break
-    return [name for name, lives in alive.items() if not lives]
-
-
-def _as_is(tensor: Tensor) -> Tensor:
-    return tensor
+    unroll = Unroll(net, frames)
+    windows = [range(frames.T)] if unroll.mode == "m" else [range(t, t + 1) for t in range(frames.T)]
+    nodes = {name: module for name, module in net.named_modules() if is_neuron(module)}
+    return trial.silent(net, nodes, lambda: [unroll(window) for window in windows])
