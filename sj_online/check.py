@@ -3,6 +3,7 @@
 import sys
 import warnings
 from collections.abc import Iterable
+from types import FrameType
 
 
 def one_of(name: str, value: object, allowed: Iterable[object]) -> None:
@@ -38,7 +39,8 @@ def between(name: str, value: float, low: float, high: float) -> None:
 
 def warn(text: str) -> None:
     """Warn at the line of the user's that led here."""
-    level, frame = 1, sys._getframe(1)
+    level = 1
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("sj_online", "contextlib"):
         level, frame = level + 1, frame.f_back
     warnings.warn(text, stacklevel=level if frame is None else level + 1)

@@ -20,7 +20,7 @@ _PRODUCTS = {
     **dict.fromkeys((torch.matmul, Tensor.matmul, torch.mm, Tensor.mm, torch.bmm, Tensor.bmm, torch.mv, Tensor.mv), 0),
     **dict.fromkeys((torch.inner, Tensor.inner, torch.tensordot, torch.einsum), 0),
 }
-_SUMS = {
+_SUMS: dict[Any, Any] = {
     torch.addmm: torch.mm,
     Tensor.addmm: torch.mm,
     torch.baddbmm: torch.bmm,
@@ -56,13 +56,13 @@ def product(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Product
         operands = args[1] if len(args) == 2 and isinstance(args[1], list | tuple) else args[1:]
         if len(operands) != 2 or not isinstance(args[0], str):
             return None
-        return Product(*operands, lambda a, b: torch.einsum(args[0], a, b))
+        return Product(operands[0], operands[1], lambda a, b: torch.einsum(args[0], a, b))
     if func in _PRODUCTS:
         rest = {name: value for name, value in kwargs.items() if name not in ("other", "mat2", "b", "vec2")}
         operands = [*args[:2], *(value for name, value in kwargs.items() if name not in rest)]
         if len(operands) != 2 or "out" in kwargs:
             return None
-        return Product(*operands, lambda a, b: func(a, b, *args[2:], **rest))
+        return Product(operands[0], operands[1], lambda a, b: func(a, b, *args[2:], **rest))
     if func in _SUMS and len(args) == 3 and "out" not in kwargs:
         alpha, beta = kwargs.get("alpha", 1), kwargs.get("beta", 1)
         return Product(args[1], args[2], lambda a, b: alpha * _SUMS[func](a, b), beta * args[0])
@@ -92,7 +92,9 @@ class Weights:
     """
 
     def __init__(self, net: nn.Module) -> None:
-        self._of: dict[int, tuple[Tensor, tuple[str, ...]]] = {id(p): (p, (name,)) for name, p in net.named_parameters()}
+        self._of: dict[int, tuple[Tensor, tuple[str, ...]]] = {
+            id(p): (p, (name,)) for name, p in net.named_parameters()
+        }
         self._buffers = {id(buffer) for buffer in net.buffers()}
 
     def names(self, tensor: Tensor) -> tuple[str, ...]:
@@ -118,7 +120,9 @@ def inside(func: Any) -> Callable[..., Any]:
     return host.opened(func) if func in COMPOSITES else func
 
 
-def operands(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], weights: Weights) -> Iterator[tuple[Tensor, Tensor]]:
+def operands(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], weights: Weights
+) -> Iterator[tuple[Tensor, Tensor]]:
     """(data, weight) of a call in which exactly one operand is a weight."""
     pair = slots(func, args, kwargs)
     if pair is None:

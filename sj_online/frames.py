@@ -81,7 +81,9 @@ class Frames:
             return
         if self.per_step_targets:
             if tuple(y.shape[:2]) != (self.T, N):
-                raise ValueError(f"{what}, has T={self.T}, N={N}, but per_step_targets y has the shape {tuple(y.shape)}")
+                raise ValueError(
+                    f"{what}, has T={self.T}, N={N}, but per_step_targets y has the shape {tuple(y.shape)}"
+                )
         elif y.dim() == 0 or len(y) != N:
             targets = len(y) if y.dim() else 0
             hint = "; is it [N, ...]? give num_steps=T for a static input" if targets == len(self.x) else ""

@@ -112,7 +112,9 @@ def watch_resets(net: nn.Module, note: Callable[[nn.Module], Any]) -> Callable[[
 
     The host resets through the instance, so that an attribute of the instance is seen.
     """
-    nodes = [module for module in net.modules() if isinstance(module, base.MemoryModule) and "reset" not in vars(module)]
+    nodes = [
+        module for module in net.modules() if isinstance(module, base.MemoryModule) and "reset" not in vars(module)
+    ]
 
     def watched(module: base.MemoryModule) -> Callable[[], None]:
         def reset() -> None:

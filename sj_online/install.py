@@ -11,8 +11,8 @@ from torch import nn
 def replaced_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Replace the ``forward`` of modules.
 
-    The instance gets a forward, because compiled code is guarded by that, while it ignores hooks that come later; and it
-    gets a class whose copies and pickles are without it.
+    The instance gets a forward, because compiled code is guarded by that, while it ignores hooks that come later; and
+    a class whose copies and pickles are without it.
 
     Example:
         >>> import copy

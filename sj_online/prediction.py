@@ -71,7 +71,9 @@ def _reduced(outputs: Iterator[Any], reduce: str, T: int) -> Any:
     together = tree_map(lambda *parts: torch.cat(parts), *outputs)
     if reduce == "none":
         return together
-    return tree_map(lambda o: o.cumsum(0) / torch.arange(1, T + 1, device=o.device).view(-1, *[1] * (o.dim() - 1)), together)
+    return tree_map(
+        lambda o: o.cumsum(0) / torch.arange(1, T + 1, device=o.device).view(-1, *[1] * (o.dim() - 1)), together
+    )
 
 
 @contextmanager
@@ -83,8 +85,8 @@ def in_sequence(net: nn.Module) -> Iterator[None]:
     """
     if net in _in_sequence:
         raise RuntimeError(
-            "a sequence of this network is in progress (a gradients() or stream() that was left in the middle, or a call "
-            "from inside of one): finish it, or close() it"
+            "a sequence of this network is in progress (a gradients() or stream() that was left in the middle, or a"
+            " call from inside of one): finish it, or close() it"
         )
     try:
         _in_sequence.add(net)
@@ -115,13 +117,17 @@ def mixing(net: nn.Module, frames: Frames, k: int) -> str | None:
     Returns:
         The name, or None where the slices are equal to the whole, or where there is nothing to tell.
     """
-    if Unroll(net, frames).mode == "s" or frames.T <= k:
+    if Unroll(net, frames).mode == "s" or k >= frames.T:
         return None
     part = frames.part(min(frames.T, 2 * k + 1), 2)
     with looked_at(net), evaluating(net), torch.no_grad():
         try:
             name = _first_difference(net, part, k)
-        except (RuntimeError, ValueError, IndexError):  # made for slices of k steps (TEBN): there is no whole that they could differ from
+        except (
+            RuntimeError,
+            ValueError,
+            IndexError,
+        ):  # made for slices of k steps (TEBN): there is no whole that they could differ from
             return None
         if name is None:
             return None
@@ -187,6 +193,6 @@ def _close(a: Tensor, b: Tensor) -> bool:
         return False
     if not a.is_floating_point():
         return torch.equal(a, b)
-    return torch.allclose(a, b, rtol=1e-4, atol=1e-5 * max(1.0, a.abs().max().item() if a.numel() else 0.0), equal_nan=True)
-
-
+    return torch.allclose(
+        a, b, rtol=1e-4, atol=1e-5 * max(1.0, a.abs().max().item() if a.numel() else 0.0), equal_nan=True
+    )

@@ -120,8 +120,8 @@ class State:
         """Give the network this state, as a copy, so that it can be put again.
 
         Args:
-            splice: ``splice(present, kept)`` makes the tensor that is put, of tensors of the same place; None: it is put
-                as it was kept.
+            splice: ``splice(present, kept)`` makes the tensor that is put, of tensors of the same place; None: it is
+                put as it was kept.
         """
         self.random.put()
         memo: dict[int, Tensor] = {}

@@ -1,8 +1,8 @@
 """What reaches what in a network: which neurons a synapse's current enters, and which feed it.
 
-A network runs once, in a sandbox, without gradients, as it is trained, and what every tensor comes from is followed below
-autograd, through memories, containers and custom functions. A synapse is a module that :func:`is_synapse` knows, or any
-call that is linear in one input with a weight (``F.linear(x, other.weight)``, ``x @ W``), named by its parameter.
+A network runs once, in a sandbox, without gradients, as it is trained, and what every tensor comes from is followed
+below autograd, through memories, containers and custom functions. A synapse is a module that :func:`is_synapse` knows,
+or any call that is linear in one input with a weight (``F.linear(x, other.weight)``, ``x @ W``), by its parameter.
 """
 
 from collections.abc import Callable, Iterator

@@ -24,6 +24,7 @@ def tree_map(fn: Callable[..., Any], value: Any, *others: Any) -> Any:
     """
     if isinstance(value, Tensor):
         return fn(value, *others)
+    made: Any
     if isinstance(value, dict):
         made = copy.copy(value)
         for key in value:

@@ -15,7 +15,10 @@ def is_neuron(module: nn.Module) -> bool:
         >>> is_neuron(neuron.SimpleLIFNode(tau=2.0, decay_input=True)), is_neuron(nn.ReLU())
         (True, False)
     """
-    return isinstance(module, base.MemoryModule) and hasattr(module, "v_threshold")
+    if not isinstance(module, base.MemoryModule):
+        return False
+    # Not hasattr: a learnt threshold is a property, which would be read from the device.
+    return hasattr(type(module), "v_threshold") or "v_threshold" in vars(module)
 
 
 def of_neuron(node: nn.Module, t: int) -> Leak | None:

@@ -7,7 +7,7 @@ A rule is this loop with five choices: how many steps share a graph (``horizon``
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from itertools import chain
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, TypedDict, cast
 from weakref import ref
 
 import torch
@@ -44,8 +44,8 @@ class Common(TypedDict, total=False):
 class Options(Common, total=False):
     """Those, and the ones of rules whose paper leaves the choice."""
 
-    update: str
-    step_scale: str
+    update: str | None
+    step_scale: str | None
 
 
 class Rule:
@@ -58,8 +58,8 @@ class Rule:
             :func:`sj_online.loss.over_window`.
         num_steps: T. With it ``x`` is one static input ``[N, ...]``, fed T times; without it ``x`` is
             ``[T, N, ...]``.
-        update: ``'step'``, an update after every window, or ``'sequence'``, one after the last.
-        step_scale: ``'mean'`` divides each step's loss by T, ``'sum'`` does not.
+        update: ``'step'``, an update after every window, or ``'sequence'``, one after the last; None: as in the paper.
+        step_scale: ``'mean'`` divides each step's loss by T, ``'sum'`` does not; None: as in the paper.
         backward: called with the scaled loss in place of ``loss.backward()`` (``fabric.backward``, a scaler's).
         before_step: called before each update (clipping, unscaling); if what it returns is false and not None, the
             update is left out.
@@ -69,6 +69,8 @@ class Rule:
 
     paper: ClassVar[str]
     exact: ClassVar[bool]
+    paper_update: ClassVar[str] = "sequence"
+    paper_step_scale: ClassVar[str] = "mean"
     streams: ClassVar[bool] = True
     """Whether it can learn without knowing the number of steps."""
     looks_at_all_steps: ClassVar[bool] = False
@@ -85,13 +87,15 @@ class Rule:
         *,
         loss_fn: Loss = F.cross_entropy,
         num_steps: int | None = None,
-        update: str = "sequence",
-        step_scale: str = "mean",
+        update: str | None = None,
+        step_scale: str | None = None,
         backward: Callable[[Tensor], None] | None = None,
         before_step: Callable[[], Any] | None = None,
         per_step_targets: bool = False,
         compress: bool = False,
     ) -> None:
+        update = self.paper_update if update is None else update
+        step_scale = self.paper_step_scale if step_scale is None else step_scale
         check.one_of("update", update, ("step", "sequence"))
         check.one_of("step_scale", step_scale, ("mean", "sum"))
         check.at_least_or_none("num_steps", num_steps)
@@ -218,7 +222,7 @@ class Rule:
         parallel.check_alike("T", (len(x) if self.num_steps is None else self.num_steps) if hasattr(x, "shape") else 0)
         self.optimizer.zero_grad()
         total = Total(self.per_step_targets)
-        with closing(self.run(x, y, mask)) as windows:
+        with closing(cast(Any, self.run(x, y, mask))) as windows:
             for window in windows:
                 total.add(window)
                 if window.learned and self.update == "step":
@@ -280,7 +284,9 @@ class Rule:
             RuntimeError: the last :meth:`gradients` was never iterated.
         """
         if self._begun is not None and not self._begun.yes:
-            raise RuntimeError("gradients() was not iterated, so it has left no gradient: for window in gradients(x, y)")
+            raise RuntimeError(
+                "gradients() was not iterated, so it has left no gradient: for window in gradients(x, y)"
+            )
         parallel.average_gradients(self.optimizer)
         proceed = self.before_step()
         if parallel.agree(proceed is None or bool(proceed)):

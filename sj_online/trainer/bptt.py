@@ -9,7 +9,7 @@ from sj_online.trainer.base import Common, Rule
 
 
 class _Options(Common, total=False):
-    step_scale: str
+    step_scale: str | None
 
 
 class BPTT(Rule):

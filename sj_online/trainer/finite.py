@@ -21,7 +21,7 @@ def poison(x: Tensor) -> Tensor | float:
 @torch.no_grad()
 def poison_of_all(net: nn.Module) -> Tensor | float:
     """0, or NaN where a parameter of the network is not finite."""
-    parameters = [p for p in net.parameters() if p.is_floating_point() and p.numel()]
+    parameters: list[Tensor] = [p for p in net.parameters() if p.is_floating_point() and p.numel()]
     if not parameters:
         return 0.0
     # The largest magnitude, because sums of squares overflow; NaN and infinity come through it.

@@ -10,7 +10,7 @@ from sj_online.trainer.base import Common, Result, Rule, Window
 
 
 class _Options(Common, total=False):
-    step_scale: str
+    step_scale: str | None
 
 
 class FPTT(Rule):
@@ -52,6 +52,8 @@ class FPTT(Rule):
 
     paper = "FPTT (Kag & Saligrama 2021; Yin et al. 2023)"
     exact = False
+    paper_update = "step"
+    paper_step_scale = "sum"
 
     def __init__(
         self,
@@ -65,7 +67,7 @@ class FPTT(Rule):
             raise ValueError(f"alpha={alpha!r} is not above 0")
         if not 0 < beta <= 1:
             raise ValueError(f"beta={beta!r} is not in (0, 1]")
-        super().__init__(net, optimizer, **{"step_scale": "sum", **options}, update="step")  # type: ignore[arg-type]
+        super().__init__(net, optimizer, **options)
         self.alpha = alpha
         self.beta = beta
         self.parameters: list[Tensor] = []

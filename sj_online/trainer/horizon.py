@@ -22,6 +22,7 @@ from sj_online.state import State, as_replay, buffers_as_before, looked_at
 from sj_online.tree import tensors
 from sj_online.unroll import Unroll
 
+
 @dataclass
 class Step:
     """A step: its input, the state with which it ran, and the currents of each neuron in the order of its calls."""
@@ -77,10 +78,7 @@ class History:
         if self.steps.maxlen and self.first and not self.steps:
             zeros = Frames(torch.zeros_like(unroll.frames[steps.start]), num_steps=1)
             self.steps.append(Step(Unroll(self.net, zeros), range(1), now.state, [[] for _ in self.nodes]))
-        if not self.steps:
-            output = self._forward(now, self._recording)
-        else:
-            output = self._behind_the_past(now)
+        output = self._behind_the_past(now) if self.steps else self._forward(now, self._recording)
         self.steps.append(now)
         return output
 
@@ -150,13 +148,13 @@ def check_replay(history: Callable[[], History], frames: Frames) -> None:
     for name, value in state.items():
         if not _equal(value, state_again.get(name)):
             raise ValueError(
-                f"running a past step again leaves {name!r} other than it was, which this rule cannot put back: keep such "
-                "state in a memory, a buffer or a plain attribute"
+                f"running a past step again leaves {name!r} other than it was, which this rule cannot put back: keep"
+                " such state in a memory, a buffer or a plain attribute"
             )
     if not all(map(_equal, plain, again)):
         raise ValueError(
-            "running a past step again changes the network's output: it has a state that this rule cannot put back (keep "
-            "it in a memory, a buffer or a plain attribute), or randomness of its own"
+            "running a past step again changes the network's output: it has a state that this rule cannot put back"
+            " (keep it in a memory, a buffer or a plain attribute), or randomness of its own"
         )
 
 
@@ -170,9 +168,9 @@ def _named_state(net: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor):
-        return isinstance(b, Tensor) and a.shape == b.shape and torch.allclose(a, b, rtol=1e-5, atol=1e-6, equal_nan=True)
+        return (
+            isinstance(b, Tensor) and a.shape == b.shape and torch.allclose(a, b, rtol=1e-5, atol=1e-6, equal_nan=True)
+        )
     if isinstance(a, list | tuple):
         return isinstance(b, list | tuple) and len(a) == len(b) and all(map(_equal, a, b))
     return not isinstance(a, int | float) or a == b
-
-

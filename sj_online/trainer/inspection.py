@@ -23,7 +23,9 @@ BATCHES_BEFORE_SILENCE_IS_SAID = 2
 def check_optimizer(optimizer: Any) -> None:
     """Raise where a rule cannot step an optimizer."""
     if isinstance(optimizer, torch.optim.LBFGS):
-        raise ValueError("optimizer=LBFGS evaluates the loss anew inside its step, which no online rule can: take another")
+        raise ValueError(
+            "optimizer=LBFGS evaluates the loss anew inside its step, which no online rule can: take another"
+        )
 
 
 def check_network(net: nn.Module, horizon: int | None, stride: int | None) -> None:
@@ -81,8 +83,8 @@ class Inspection:
         self.found = find(rule.net, frames if rule.looks_at_all_steps else frames.first(2 * k), k)
         if rule.horizon is not None and self.found.of_weights:
             raise ValueError(
-                f"the memory {self.found.of_weights[0]!r} is made of weights alone, whose gradient would be lost behind "
-                "the first steps of a sequence: do not keep it (invariant=False of DropConnectLinear), or use BPTT"
+                f"the memory {self.found.of_weights[0]!r} is made of weights alone, whose gradient would be lost behind the"
+                " first steps of a sequence: do not keep it (invariant=False of DropConnectLinear), or use BPTT"
             )
         self._say_what_is_odd(frames)
         rule.looked(frames)
@@ -95,8 +97,8 @@ class Inspection:
         looped = [name for name in nodes if found.called.get(name, 0) > times]
         if looped:
             self._warn(
-                f"{looped[0]!r} runs {found.called[looped[0]] // times} times in one step: a loop over time inside forward() is one "
-                "graph, whatever the horizon of the rule; let forward() make one step"
+                f"{looped[0]!r} runs {found.called[looped[0]] // times} times in one step: a loop over time inside"
+                " forward() is one graph, whatever the horizon of the rule; let forward() make one step"
             )
         if found.reset:
             self._warn(f"{next(iter(found.reset))!r} is reset inside forward(): nothing is carried from step to step")
@@ -109,8 +111,8 @@ class Inspection:
         ]
         if lost:
             self._warn(
-                f"the optimizer does not hold {', '.join(map(repr, lost[:3]))}{' and others' * (len(lost) > 3)}, parameters "
-                "of neurons that then never learn: make it after the neurons are in the network, or add_param_group"
+                f"the optimizer does not hold {_some(lost)}, parameters of neurons that then never learn: make it after the"
+                " neurons are in the network, or add_param_group"
             )
 
     def _warn(self, text: str) -> None:
@@ -126,10 +128,13 @@ class Inspection:
         silent = silent_neurons(self.rule.net, Frames(x, num_steps=self.rule.num_steps))
         if silent:
             self._warn(
-                f"silent: {', '.join(map(repr, silent[:3]))}{' and others' * (len(silent) > 3)} neither fire nor let a "
-                "gradient through, so that nothing before them learns: put a batch norm in front of them, or lower their "
-                "threshold"
+                f"silent: {_some(silent)} neither fire nor let a gradient through, so that nothing before them learns: put"
+                " a batch norm in front of them, or lower their threshold"
             )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:3])) + " and others" * (len(names) > 3)
 
 
 def silent_neurons(net: nn.Module, frames: Frames) -> list[str]:

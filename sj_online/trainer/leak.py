@@ -54,8 +54,9 @@ def check_all(net: nn.Module, places: dict[str, Place], given: Callable[[str], f
         value = round(sum(known) / len(known), 4) if known else 0.5
         line = ", ".join(f"{each!r}: {value}" for each in wrong)
         raise ValueError(
-            f"the traces of {', '.join(map(repr, wrong))} need one leak each; {name!r} {what} {', '.join(of) or 'no neuron'}"
-            f": give trace_decay={{{line}}}, with leaks that you choose, or one for all, trace_decay={value}"
+            f"the traces of {', '.join(map(repr, wrong))} need one leak each; {name!r} {what}"
+            f" {', '.join(of) or 'no neuron'}: give trace_decay={{{line}}}, with leaks that you choose, or one for all,"
+            f" trace_decay={value}"
         )
 
 

@@ -75,12 +75,14 @@ class Traced(Function):
 
     @staticmethod
     def forward(ctx: Any, s: Tensor, W: Tensor, b: Tensor | None, a: Tensor, a_b: Tensor | None, op: Any) -> Tensor:
+        """The output of the map for its input s."""
         ctx.save_for_backward(W, a, a_b)
         ctx.op = op
         return op.forward(s, W, b)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of s, W and b."""
         W, a, a_b = ctx.saved_tensors
         ds, dW, db = ctx.op.gradients(g, a, W, ctx.needs_input_grad[:3])
         return ds, dW, times(db, a_b), None, None, None
@@ -93,12 +95,14 @@ class Overridden(Function):
     def forward(
         ctx: Any, s: Tensor, W: Tensor, b: Tensor | None, a: Tensor, a_b: Tensor | None, op: Any, trace: Any
     ) -> Tensor:
+        """See :class:`Traced`."""
         ctx.save_for_backward(W, a, a_b)
         ctx.op, ctx.trace = op, trace
         return op.forward(s, W, b)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of s, W and b."""
         W, a, a_b = ctx.saved_tensors
         ctx.trace.call = Call(ctx.op, W, a, a_b, ctx.needs_input_grad[:3])
         return *ctx.trace.gradients(g), None, None, None, None

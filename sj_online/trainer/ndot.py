@@ -14,8 +14,8 @@ from spikingjelly.activation_based import base
 from torch import Tensor, nn
 from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 
-from sj_online.neuron.leak import is_neuron, of_neuron
 from sj_online.frames import Frames
+from sj_online.neuron.leak import is_neuron, of_neuron
 from sj_online.topology import Place
 from sj_online.trainer import synapse
 from sj_online.trainer.ottt import OTTT

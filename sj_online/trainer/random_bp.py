@@ -35,6 +35,8 @@ class RandomBP(Rule):
 
     paper = "EM-PF (random back-propagation); SLTT-K (Meng et al. 2023)"
     exact = False
+    paper_update = "step"
+    paper_step_scale = "sum"
     streams = False
 
     def __init__(
@@ -48,7 +50,7 @@ class RandomBP(Rule):
         **options: Unpack[Options],
     ) -> None:
         check.at_least("k", k)
-        super().__init__(net, optimizer, **{"update": "step", "step_scale": "sum", **options})  # type: ignore[misc]
+        super().__init__(net, optimizer, **options)
         self.k = k
         self.generator = generator
         self.stop_early = stop_early

@@ -45,8 +45,8 @@ class STOL(Rule):
         options: see there.
 
     Raises:
-        ValueError: an argument out of range, or, at the first step, a network that the host's ``memopt`` has wrapped, or one
-            whose state cannot be put back.
+        ValueError: an argument out of range, a network that the host's ``memopt`` has wrapped, or, at the first step,
+            one whose state cannot be put back.
 
     Example:
         >>> from spikingjelly.activation_based import layer, neuron
@@ -58,6 +58,8 @@ class STOL(Rule):
 
     paper = "STOL (Xue et al.)"
     exact = False
+    paper_update = "step"
+    paper_step_scale = "sum"
 
     def __init__(
         self,
@@ -71,8 +73,8 @@ class STOL(Rule):
         **options: Unpack[Options],
     ) -> None:
         check.at_least("horizon", horizon)
-        self.horizon = horizon
-        super().__init__(net, optimizer, **{"update": "step", "step_scale": "sum", **options})  # type: ignore[misc]
+        self.horizon = self.k = horizon
+        super().__init__(net, optimizer, **options)
         self._check_recomputation()
         self.first_history = first_history
         self.history_statistics = history_statistics
@@ -81,7 +83,7 @@ class STOL(Rule):
     def looked(self, frames: Frames) -> None:
         """Check that the network can be run again as it was."""
         self._check_recomputation()
-        if self.horizon > 1:
+        if self.k > 1:
             check_replay(self._made, frames)
 
     def _check_recomputation(self) -> None:
@@ -94,7 +96,7 @@ class STOL(Rule):
     def _made(self) -> History:
         return History(
             self.net,
-            self.horizon - 1,
+            self.k - 1,
             first=self.first_history,
             statistics=self.history_statistics,
             spatial=self.spatial_history,

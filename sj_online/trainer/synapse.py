@@ -8,16 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from sj_online import contraction
 from sj_online.trainer.linear_maps import Bilinear, Call, Conv, Linear, Overridden, Traced, times
 
 
 class Trace(TorchFunctionMode):
     r"""The trace of one synapse, :math:`\hat a[t] = \lambda \hat a[t-1] + s[t]` (OTTT, Eq. 4).
 
-    While it is entered, whatever is linear in one input (``F.linear``, the convolutions and transposed ones, products of
-    matrices) computes its weight gradient from the trace of its input, whatever makes the weight: a parameter, a
-    quantiser, a standardisation. A synapse that is called several times in a step keeps a trace of each call, in their
+    While it is entered, whatever is linear in one input (``F.linear``, the convolutions and transposed ones) computes
+    its weight gradient from the trace of its input, whatever makes the weight: a parameter, a quantiser, a
+    standardisation. A synapse that is called several times in a step keeps a trace of each call, in their
     order; where it is called fewer times than before, what is left of the others joins the last call.
 
     Args:

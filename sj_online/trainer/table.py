@@ -29,8 +29,7 @@ def table(net: nn.Module, ways: dict[str, Way]) -> str:
     cells = [(name, kind, *([way.role] if roles else [])) for name, kind, way in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
-        "  " + "  ".join([*map(str.ljust, row, widths), way.how])
-        for row, (_, _, way) in zip(cells, rows, strict=True)
+        "  " + "  ".join([*map(str.ljust, row, widths), way.how]) for row, (_, _, way) in zip(cells, rows, strict=True)
     ]
     others = _others(net, ways)
     if others:

@@ -10,7 +10,7 @@ from sj_online.trainer.base import Common, Rule
 
 
 class _Options(Common, total=False):
-    update: str
+    update: str | None
 
 
 class TimeSlicing(Rule):
@@ -36,13 +36,14 @@ class TimeSlicing(Rule):
 
     paper = "LM-H (Hao et al. 2024)"
     exact = False
+    paper_update = "step"
 
     def __init__(
         self, net: nn.Module, optimizer: torch.optim.Optimizer, k: int = 2, **options: Unpack[_Options]
     ) -> None:
         check.at_least("k", k)
         self.k = self.horizon = self.stride = k
-        super().__init__(net, optimizer, **{"update": "step", **options})  # type: ignore[misc]
+        super().__init__(net, optimizer, **options)
 
     def scale(self, k: int, T: int) -> float:
         """The mean over the slice."""

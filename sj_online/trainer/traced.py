@@ -85,8 +85,8 @@ class TracedRule(Rule):
         found = self.inspection.found
         for name in found.products:
             check.warn(
-                f"the weight {name!r} is not linear in one input (a bilinear layer, or a product that is not traced): its "
-                "gradient is made of the spikes of the step"
+                f"the weight {name!r} is not linear in one input (a bilinear layer, or a product that is not traced): its"
+                " gradient is made of the spikes of the step"
             )
         known = self.places  # their leaks were one when they were found
         self._build(found.places, found.functional)
@@ -126,8 +126,8 @@ class TracedRule(Rule):
         for name, (traced, now) in self._gradients_now().items():
             if traced and now != before[name][1] and not self.traces[name].use:
                 raise RuntimeError(
-                    f"the synapse {name!r} is to be traced, but its weight got a gradient from a call that was not seen "
-                    f"when the rule looked at the network: make a new rule, or leave it out by trace={{{name!r}: False}}"
+                    f"the synapse {name!r} is to be traced, but its weight got a gradient from a call that was not seen"
+                    f" when the rule looked at the network: make a new rule, or give trace={{{name!r}: False}}"
                 )
 
     def _gradients_now(self) -> dict[str, tuple[bool, Any]]:
@@ -152,8 +152,11 @@ class TracedRule(Rule):
     def _forwards(self) -> dict[nn.Module, Callable[..., Any]]:
         """The forwards that the traces are in."""
         modules = dict(self.net.named_modules())
-        return {modules[name]: trace.around(modules[name]) for name, trace in self.traces.items() if name in modules
-                and is_synapse(modules[name])}
+        return {
+            modules[name]: trace.around(modules[name])
+            for name, trace in self.traces.items()
+            if name in modules and is_synapse(modules[name])
+        }
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -185,7 +188,11 @@ class TracedRule(Rule):
         given = self._given(name)
         if given is not None:
             return given
-        return leak.of_network(self.net, name, t) if name in self._unseen else leak.of_place(self.net, self.places[name], t)
+        return (
+            leak.of_network(self.net, name, t)
+            if name in self._unseen
+            else leak.of_place(self.net, self.places[name], t)
+        )
 
     def ways(self) -> dict[str, Way]:
         """The synapses: their place, and trace, spike or opted out."""

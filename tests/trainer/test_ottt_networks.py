@@ -1,7 +1,5 @@
 """OTTT on the host's networks and ours: it runs unchanged, at constant memory, and differs from SLTT."""
 
-from functools import partial
-
 import pytest
 import torch
 from spikingjelly.activation_based import functional, layer, neuron

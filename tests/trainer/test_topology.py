@@ -5,17 +5,16 @@ import torch
 from spikingjelly.activation_based import encoding, functional, layer, monitor, neuron
 from torch import Tensor, nn
 
+from sj_online import topology
+from sj_online.frames import Frames
 from sj_online.layer import Feedback
 from sj_online.neuron import EMPFNode, LMHNode
-from sj_online.trainer import OTTT, leak, replaying
-from sj_online.frames import Frames
-from sj_online import topology
 from sj_online.topology import Place
+from sj_online.trainer import OTTT, leak, replaying
 
 
 def find(net, frames):
     return topology.find(net, frames).places
-
 
 
 def lif(tau: float = 2.0) -> neuron.LIFNode:
@@ -155,7 +154,11 @@ DATA = (4 * torch.rand(2, 4), torch.tensor([0, 1]))
 @pytest.mark.parametrize(
     ("nodes", "kwargs", "match"),
     [
-        ((lif(2.0), lif(4.0)), {}, r"'2', '4' need .* '2' sends its current to '3.a' \(LIFNode, leak 0.5\), '3.b'.*0.75\)"),
+        (
+            (lif(2.0), lif(4.0)),
+            {},
+            r"'2', '4' need .* '2' sends its current to '3.a' \(LIFNode, leak 0.5\), '3.b'.*0.75\)",
+        ),
         ((lif(2.0), lif(4.0)), {"trace_decay": {"2": 0.5}}, "'4' need .* '4' is fed by '3.a'"),
         ((EMPFNode(decay=0.5), EMPFNode(decay=0.75)), {}, r"give trace_decay=\{'2': 0.625, '4': 0.625\}"),
         ((lif(), LMHNode()), {}, r"'3.b' \(LMHNode, no single leak\)"),
