@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sj_online.deploy.pack import packed_size, unpack
 
 
-class _Packed(nn.Module):
+class Packed(nn.Module):
     """The weight of a host layer, held as bits. It is unpacked at each call: memory stays small for one more pass."""
 
     packed: Tensor
@@ -26,7 +26,7 @@ class _Packed(nn.Module):
         return self.scale * unpack(self.packed, self.shape, self.bits, self.scale.dtype)
 
 
-class _PackedConv(_Packed):
+class _PackedConv(Packed):
     """Mixed into a convolution of the host, which has ``_conv_forward``."""
 
     bias: nn.Parameter | None
@@ -46,7 +46,7 @@ class PackedConv2d(_PackedConv, layer.Conv2d):
     """The host's ``Conv2d`` with packed weights; made by :func:`pack_synapse`."""
 
 
-class PackedLinear(_Packed, layer.Linear):
+class PackedLinear(Packed, layer.Linear):
     """The host's ``Linear`` with packed weights; made by :func:`pack_synapse`."""
 
 
