@@ -108,7 +108,8 @@ class Recorder(TorchDispatchMode):
         finally:
             for handle in handles:
                 handle.remove()
-        gc.collect()
+        if not all(ref.expired() for ref in self._outputs if ref):
+            gc.collect()  # cycles
         self._held = {ref for ref in self._outputs if ref and not ref.expired()}  # in the result, or kept by somebody
         return result
 

@@ -29,7 +29,7 @@ def fold_norms(net: nn.Module, example_input: Any = None) -> nn.Module:
     """Fold every batch norm into the synapse that it follows in data flow, and every membrane norm, in place.
 
     A packed synapse stays packed: its scales and its bias take the norm in. The outputs are equal up to rounding,
-    so a network is folded after :func:`~sj_online.deploy.load`, never in the file. Memories are reset.
+    so a network is folded after :func:`~sj_online.deploy.load`, never in the file. Its memories are reset.
 
     Without an example, only what needs no running is folded: a convolution, which is given batches, and the norm behind
     it in a plain ``nn.Sequential`` that is the network itself or stands in such ones only. With an example, a copy of
@@ -49,7 +49,7 @@ def fold_norms(net: nn.Module, example_input: Any = None) -> nn.Module:
 
     Raises:
         ValueError: ``net`` is in training mode, cannot be copied or does not run on ``example_input``, or its outputs
-            change. The network is then as it was.
+            change. The network is then as it was, its memories reset.
 
     Example:
         >>> fold_norms(nn.Sequential(layer.Conv2d(2, 3, 3), layer.BatchNorm2d(3)).eval())[1]
@@ -60,6 +60,8 @@ def fold_norms(net: nn.Module, example_input: Any = None) -> nn.Module:
     """
     if net.training:
         raise ValueError("net is in training mode; batch norm folds in eval mode only: net.eval()")
+    functional.invalidate_reset_cache(net)
+    functional.reset_net(net)  # a copy takes no graph, and a folded node no memory
     _fold(net, _plain_pairs(net) if example_input is None else _checked_pairs(net, example_input))
     return net
 
@@ -144,8 +146,6 @@ def _fold(net: nn.Module, pairs: Pairs) -> None:
     """All is computed before anything changes."""
     fused = [(net.get_submodule(synapse), norm, _fused(net, synapse, norm)) for synapse, norm in pairs]
     nodes = {name: fold_membrane_norm(cast(EMPFNode, m)).eval() for m, name in _names(net).items() if _has_norm(m)}
-    functional.invalidate_reset_cache(net)
-    functional.reset_net(net)
     for module, norm, (part, bias) in fused:
         synapse = cast(Any, module)
         synapse.bias = nn.Parameter(bias, requires_grad=False)
