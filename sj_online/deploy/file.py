@@ -10,19 +10,18 @@ metadata hold one JSON object::
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from sj_online import registry
 from sj_online.deploy.header import FORMAT, KEY, check, join, read
 from sj_online.deploy.pack import pack, unpack
 from sj_online.deploy.runtime import Packed, check_packable, pack_synapse
+from sj_online.deploy.state import baked_state, check_alike, check_unique, json_value, stored, unchanged_on_error
 from sj_online.files import replacing
 from sj_online.layer.quant import BinaryConv2d, BinaryLinear, Quantized
 
@@ -68,12 +67,12 @@ def export(
     if model is not None and model not in registry.names("models"):
         raise ValueError(f"model={model!r} is not registered; known: {', '.join(registry.names('models'))}")
     packable = {name: module for name, module in _modules(net) if _is_packable(module)}
-    _check_unique(packable)
-    state = _baked_state(net, packable)
-    tensors = {name: _stored(name, value) for name, value in state.items() if isinstance(value, Tensor)}
+    check_unique(packable)
+    state = baked_state(net, packable)
+    tensors = {name: stored(name, value) for name, value in state.items() if isinstance(value, Tensor)}
     header: dict[str, Any] = {"format": FORMAT, "model": model, "kwargs": kwargs or {}, "metadata": metadata or {}}
-    header["packed"] = {name: _pack_into(tensors, name, module) for name, module in packable.items()}
-    header["extra"] = {name: _json(name, value) for name, value in state.items() if not isinstance(value, Tensor)}
+    header["packed"] = {name: _pack_into(tensors, name, module, state) for name, module in packable.items()}
+    header["extra"] = {name: json_value(name, value) for name, value in state.items() if not isinstance(value, Tensor)}
     try:
         text = json.dumps(header, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -104,7 +103,7 @@ def load(path: str | Path, net: nn.Module | None = None) -> nn.Module:
             if header["model"] is None:
                 raise ValueError("it names no model; give the network to fill: load(path, net)")
             net = registry.get("models", header["model"])(**header["kwargs"])
-        with _unchanged_on_error(net):
+        with unchanged_on_error(net):
             _fill(net, header["packed"], tensors, header["extra"])
     except Exception as error:  # of any kind: set_extra_state is the user's
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
@@ -134,36 +133,7 @@ def _is_packable(module: nn.Module) -> bool:
     )
 
 
-def _check_unique(synapses: dict[str, nn.Module]) -> None:
-    names: dict[nn.Module, str] = {}
-    for name, module in synapses.items():
-        if names.setdefault(module, name) != name:
-            raise ValueError(f"synapse {name!r} is {names[module]!r} again; a packed file holds each once")
-
-
-def _baked_state(net: nn.Module, synapses: dict[str, nn.Module]) -> dict[str, Any]:
-    """The ``state_dict``, where parametrised tensors of synapses have their values instead of what makes them."""
-    state = dict(net.state_dict())
-    for name, module in synapses.items():
-        if parametrize.is_parametrized(module):
-            state = {key: value for key, value in state.items() if not key.startswith(join(name, "parametrizations."))}
-            state |= {join(name, tensor): getattr(module, tensor) for tensor in module.parametrizations}  # type: ignore
-    return state
-
-
-def _stored(name: str, tensor: Tensor) -> Tensor:
-    """A copy that safetensors takes: it refuses shared memory, as of tied weights, and knows no lazy conjugation."""
-    try:
-        if tensor.layout is not torch.strided:
-            raise TypeError("it is not dense")
-        save({"": torch.empty(0, dtype=tensor.dtype)})
-        return tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().clone()
-    except Exception as error:  # KeyError, NotImplementedError, ...: one for each kind of tensor
-        kind = f"{tensor.dtype}, {tensor.layout}, {tensor.device}"
-        raise ValueError(f"tensor {name!r} ({kind}) cannot be stored: {' '.join(str(error).split())}") from error
-
-
-def _pack_into(tensors: dict[str, Tensor], name: str, module: Any) -> dict[str, Any]:
+def _pack_into(tensors: dict[str, Tensor], name: str, module: Any, state: dict[str, Any]) -> dict[str, Any]:
     """Put bits and scale in the place of the weight, and return the header's entry."""
     if isinstance(module, Packed):
         return {"bits": module.bits, "shape": list(module.shape)}
@@ -175,7 +145,9 @@ def _pack_into(tensors: dict[str, Tensor], name: str, module: Any) -> dict[str, 
     taken = sorted({join(name, "packed"), join(name, "scale")} & tensors.keys())
     if taken:
         raise ValueError(f"tensor {taken[0]!r} has a name that the packed synapse needs")
-    weight = weight.to(module.weight.device)  # where the network takes its mean: another one rounds otherwise
+    weight = weight.to(
+        state[join(name, "weight")].device
+    )  # where the network takes its mean: another one rounds otherwise
     levels, scale = module.levels(weight)
     packed = pack(levels, module.bits)
     if not torch.equal(scale * unpack(packed, weight.shape, module.bits, scale.dtype), module.quantize(weight)):
@@ -184,25 +156,12 @@ def _pack_into(tensors: dict[str, Tensor], name: str, module: Any) -> dict[str, 
     return {"bits": module.bits, "shape": list(weight.shape)}
 
 
-def _json(name: str, value: Any) -> Any:
-    """The value, if it comes back from JSON as it is."""
-    try:
-        back = json.loads(json.dumps(value, allow_nan=False))
-        if back != value:
-            raise ValueError(f"it would come back as {back!r}")
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{name!r} in the state_dict is a {type(value).__name__} that JSON cannot hold: {error}"
-        ) from error
-    return value
-
-
 def _fill(net: nn.Module, packed: dict[str, Any], tensors: dict[str, Tensor], extra: dict[str, Any]) -> None:
     """Check first what can be checked."""
     modules = dict(_modules(net))
     synapses = {name: modules[name] for name in packed if name in modules}
-    _check_unique(synapses)
-    state = _baked_state(net, synapses)
+    check_unique(synapses)
+    state = baked_state(net, synapses)
     for name, entry in packed.items():
         synapse: Any = synapses.get(name)
         weight = synapse if isinstance(synapse, Packed) else state.pop(join(name, "weight"), torch.empty(0))
@@ -215,34 +174,10 @@ def _fill(net: nn.Module, packed: dict[str, Any], tensors: dict[str, Tensor], ex
         raise ValueError(f"tensors that only the file or only the network has: {', '.join(sorted(unmatched))}")
     for name, old in state.items():
         if name.rpartition(".")[2] != _EXTRA:  # which the module may take in any form
-            _check_alike(name, old, tensors.get(name))
+            check_alike(name, old, tensors.get(name))
     for name, entry in packed.items():
         pack_synapse(modules[name], entry["bits"])
         modules[name].scale = modules[name].scale.new_ones(tensors[join(name, "scale")].shape)  # type: ignore
     devices = {name: value.device for name, value in net.state_dict().items() if isinstance(value, Tensor)}
     filled = {name: tensor.to(devices.get(name, "cpu")) for name, tensor in tensors.items()}
     net.load_state_dict(filled | extra, assign=True)
-
-
-def _check_alike(name: str, old: Any, new: Tensor | None) -> None:
-    if not isinstance(old, Tensor) or new is None:
-        if isinstance(old, Tensor) or new is not None:
-            raise ValueError(f"{name!r} is a tensor in only one of file and network")
-    elif old.shape != new.shape:
-        raise ValueError(f"tensor {name!r} has the shape {list(new.shape)}, in the network {list(old.shape)}")
-    elif old.dtype != new.dtype and not (old.is_floating_point() and new.is_floating_point()):
-        raise ValueError(f"tensor {name!r} has the type {new.dtype}, in the network {old.dtype}")
-
-
-@contextmanager
-def _unchanged_on_error(net: nn.Module) -> Iterator[None]:
-    tables = ("_parameters", "_buffers", "_modules")
-    before = [(m, type(m), vars(m) | {table: dict(vars(m)[table]) for table in tables}) for m in net.modules()]
-    try:
-        yield
-    except BaseException:
-        for module, kind, members in before:
-            module.__class__ = kind
-            vars(module).clear()
-            vars(module).update(members)
-        raise

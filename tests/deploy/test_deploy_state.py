@@ -198,6 +198,15 @@ def test_parametrised_synapses_are_exported_with_what_they_compute(make, kind, t
         assert isinstance(plain[0].bias, nn.Parameter)
 
 
+def test_a_spectral_norm_in_training_is_exported_as_in_eval_mode_and_not_moved(tmp_path):
+    net = nn.Sequential(parametrizations.spectral_norm(binary_linear()))
+    before = copy.deepcopy(net.state_dict())
+    export(net, tmp_path / "net")
+    assert net.training and all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+    x = torch.rand(2, 9)
+    assert torch.equal(load(tmp_path / "net", nn.Sequential(binary_linear()))(x), net.eval()(x))
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("kind", [nn.utils.weight_norm, lambda m: prune.l1_unstructured(m, "weight", 4)])
 def test_weights_made_in_an_unknown_way_are_refused(kind, tmp_path):
@@ -265,7 +274,6 @@ REFUSED = {
     "complex128": lambda: Tensors(a=torch.zeros(2, dtype=torch.complex128)),
     "sparse": lambda: Tensors(a=torch.eye(3).to_sparse()),
     "meta": lambda: Tensors(a=torch.zeros(2, device="meta")),
-    "lazy": lambda: nn.ParameterDict({"a": nn.UninitializedParameter()}),
 }
 
 
@@ -274,6 +282,14 @@ def test_tensors_that_the_file_cannot_hold_are_refused_by_name(kind, tmp_path):
     with pytest.raises(ValueError, match=r"tensor '1.a' \(.*cannot be stored: .") as error:
         export(nn.Sequential(binary_linear(), REFUSED[kind]()), tmp_path / "net")
     assert one_line(error) and not list(tmp_path.iterdir())
+
+
+def test_a_network_that_has_never_run_is_refused_by_name_on_both_sides(tmp_path):
+    with pytest.raises(ValueError, match="tensor '1.a' is not initialised; run the network once"):
+        export(nn.Sequential(binary_linear(), nn.ParameterDict({"a": nn.UninitializedParameter()})), tmp_path / "net")
+    export(nn.Sequential(layer.Linear(3, 3)), tmp_path / "net")
+    with pytest.raises(ValueError, match="net: tensor '0.weight' is not initialised"):
+        load(tmp_path / "net", nn.Sequential(nn.LazyLinear(3)))
 
 
 @pytest.mark.parametrize(("old", "new"), [("bool", "uint8"), ("int64", "bool"), ("complex", "int64")])
