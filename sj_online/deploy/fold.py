@@ -31,7 +31,7 @@ def fold_norms(net: nn.Module, example_input: Any = None) -> nn.Module:
     A packed synapse stays packed: its scales and its bias take the norm in. The outputs are equal up to rounding,
     so a network is folded after :func:`~sj_online.deploy.load`, never in the file. Its memories are reset.
 
-    Without an example, only what needs no running is folded: a convolution, which is given batches, and the norm behind
+    Without an example, only what needs no running is folded: a convolution, given batches in its step mode, and the norm behind
     it in a plain ``nn.Sequential`` that is the network itself or stands in such ones only. With an example, a copy of
     the network (in double precision, where rounding moves no spike) runs on it once, and what follows in data flow is
     folded, in any container and with linear layers too, if the copy's outputs stay. That holds for all inputs that
@@ -182,9 +182,11 @@ def _is_fixed(norm: nn.Module) -> bool:
 
 
 def _agree(conv: Any, norm: Any) -> bool:
+    """Whether axis 1 of what the convolution makes is the one that the norm takes, from what they say themselves."""
     base = nn.BatchNorm1d if isinstance(conv, nn.Conv1d) else nn.BatchNorm2d
+    same_mode = getattr(conv, "step_mode", "s") == getattr(norm, "step_mode", "s")
     plain = type(conv) in CONVOLUTIONS and is_plain(conv)
-    return plain and isinstance(norm, base) and conv.out_channels == norm.num_features
+    return plain and same_mode and isinstance(norm, base) and conv.out_channels == norm.num_features
 
 
 def _has_norm(node: Any) -> bool:

@@ -335,12 +335,17 @@ def test_membrane_norms_fold_in_any_place_unless_somebody_hooks_in(node, example
         assert norms(fold_norms(other, X if example else None)) == 2
 
 
-def test_without_an_example_sizes_and_dimensions_must_agree():
-    for net in (
-        nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm1d(3)),
-        nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(3)),
-    ):
-        assert norms(fold_norms(net.eval())) == 1
+@pytest.mark.parametrize(
+    ("conv", "norm"),
+    [
+        (nn.Conv2d(3, 3, 1), nn.BatchNorm1d(3)),
+        (nn.Conv2d(3, 4, 1), nn.BatchNorm2d(3)),
+        (nn.ConvTranspose2d(3, 3, 1), nn.BatchNorm2d(3)),
+        (layer.Conv1d(3, 4, 1), layer.BatchNorm1d(4, step_mode="m")),  # [N, C, L] taken for [T, N, C]
+    ],
+)
+def test_without_an_example_sizes_dimensions_and_step_modes_must_agree(conv, norm):
+    assert norms(fold_norms(nn.Sequential(conv, norm).eval())) == 1
 
 
 def test_a_sequential_inside_an_own_forward_is_left_without_an_example():
