@@ -145,9 +145,7 @@ def _pack_into(tensors: dict[str, Tensor], name: str, module: Any, state: dict[s
     taken = sorted({join(name, "packed"), join(name, "scale")} & tensors.keys())
     if taken:
         raise ValueError(f"tensor {taken[0]!r} has a name that the packed synapse needs")
-    weight = weight.to(
-        state[join(name, "weight")].device
-    )  # where the network takes its mean: another one rounds otherwise
+    weight = weight.to(state[join(name, "weight")].device)  # another one would round the mean otherwise
     levels, scale = module.levels(weight)
     packed = pack(levels, module.bits)
     if not torch.equal(scale * unpack(packed, weight.shape, module.bits, scale.dtype), module.quantize(weight)):

@@ -31,12 +31,12 @@ def fold_norms(net: nn.Module, example_input: Any = None) -> nn.Module:
     A packed synapse stays packed: its scales and its bias take the norm in. The outputs are equal up to rounding,
     so a network is folded after :func:`~sj_online.deploy.load`, never in the file. Its memories are reset.
 
-    Without an example, only what needs no running is folded: a convolution, given batches in its step mode, and the norm behind
-    it in a plain ``nn.Sequential`` that is the network itself or stands in such ones only. With an example, a copy of
-    the network (in double precision, where rounding moves no spike) runs on it once, and what follows in data flow is
-    folded, in any container and with linear layers too, if the copy's outputs stay. That holds for all inputs that
-    take the same path through the network; where Python reads values of tensors on the way, which may choose the path,
-    a warning says so, and no more is folded than without an example.
+    Without an example, only what needs no running is folded: a convolution, given batches in its step mode, and the
+    norm behind it in a plain ``nn.Sequential`` that is the network itself or stands in such ones only. With an example,
+    a copy of the network (in double precision, where rounding moves no spike) runs on it once, and what follows in data
+    flow is folded, in any container and with linear layers too, if the copy's outputs stay. That holds for all inputs
+    that take the same path through the network; where Python reads values of tensors on the way, which may choose the
+    path, a warning says so, and no more is folded than without an example.
 
     Args:
         net: a network in eval mode. Left alone are latent weights (``BinaryConv2d``), standardised ones, subclasses of
