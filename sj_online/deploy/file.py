@@ -163,9 +163,8 @@ def _fill(net: nn.Module, packed: dict[str, Any], tensors: dict[str, Tensor], ex
     for name, entry in packed.items():
         synapse: Any = synapses.get(name)
         weight = synapse if isinstance(synapse, Packed) else state.pop(join(name, "weight"), torch.empty(0))
-        if list(weight.shape) != entry["shape"]:
+        if synapse is None or list(weight.shape) != entry["shape"]:
             raise ValueError(f"the network has no synapse {name!r} with a weight of shape {entry['shape']}")
-        check_packable(synapse, entry["bits"])
         state |= {join(name, part): tensors[join(name, part)] for part in ("packed", "scale")}
     unmatched = state.keys() ^ (tensors.keys() | extra.keys())
     if unmatched:
