@@ -119,7 +119,6 @@ def _watched_copy(net: nn.Module, x: Any, double: bool) -> tuple[nn.Module, Any,
 
 def _run(net: nn.Module, call: Any, x: Any) -> Any:
     """From a fresh state, with the same random numbers each time."""
-    functional.invalidate_reset_cache(net)
     functional.reset_net(net)
     devices = {parameter.device for parameter in net.parameters() if parameter.is_cuda}
     with torch.random.fork_rng(list(devices)):

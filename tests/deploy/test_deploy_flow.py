@@ -309,6 +309,20 @@ def test_a_copy_is_run_so_that_counters_memories_and_the_input_stay():
     assert net[2] not in calls[1:] and torch.equal(torch.random.get_rng_state(), rng)
 
 
+@torch.no_grad()
+def test_memories_of_neurons_that_came_later_are_reset_before_and_after():
+    net = trained(Net(lambda net, x: net.node(net.lif(x)), node=EMPFNode(membrane_norm=3), lif=neuron.LIFNode()))
+    functional.reset_net(net)  # the host remembers what to reset, for as long as
+    held = [net.lif, net.node]  # all of it lives
+    net.lif = neuron.LIFNode()
+    net(X)
+    fold_norms(net)
+    assert isinstance(net.lif.v, float) and type(net.node) is not EMPFNode
+    net(X)
+    functional.reset_net(net)
+    assert isinstance(net.node.v, float) and net.node not in held
+
+
 @pytest.mark.parametrize("precision", [torch.float32, torch.float64])
 def test_a_network_that_insists_on_a_precision_is_compared_in_it(precision):
     net = trained(Net(lambda net, x: net.norm(net.conv(x.to(precision))))).to(precision)
