@@ -157,11 +157,13 @@ def test_a_refusing_set_extra_state_leaves_the_network_as_it_was(tmp_path):
 
     export(network(Extra(3)), tmp_path / "net")
     net, x = network(Refusing(3)), torch.rand(2, 9)
-    kinds, before, state = [type(m) for m in net.modules()], net(x), copy.deepcopy(net.state_dict())
+    kinds, members = [type(m) for m in net.modules()], [set(vars(m)) for m in net.modules()]
+    before, state = net(x), copy.deepcopy(net.state_dict())
     with pytest.raises(ValueError, match="version") as error:
         load(tmp_path / "net", net)
     assert one_line(error) and str(tmp_path / "net") in str(error.value)
-    assert [type(m) for m in net.modules()] == kinds and torch.equal(net(x), before)
+    assert [type(m) for m in net.modules()] == kinds and [set(vars(m)) for m in net.modules()] == members
+    assert torch.equal(net(x), before)
     assert net.state_dict().keys() == state.keys() and net.training and net[1].weight.requires_grad
     assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items() if isinstance(v, torch.Tensor))
 
