@@ -70,7 +70,7 @@ def test_ternarize_of_zeros_is_zero():
 
 
 def test_the_scale_of_a_single_weight_beyond_the_threshold_is_its_magnitude():
-    assert ternarize(torch.tensor([-0.75, 0.0, 0.0, 0.25])).tolist() == [-0.75, 0.0, 0.0, 0.0]
+    assert ternarize(torch.tensor([-0.75, 0.0, 0.0, 0.125])).tolist() == [-0.75, 0.0, 0.0, 0.0]
 
 
 def twins(synapse, host, *args, **kwargs):
