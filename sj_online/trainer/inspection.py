@@ -83,8 +83,8 @@ class Inspection:
         self.found = find(rule.net, frames if rule.looks_at_all_steps else frames.first(2 * k), k)
         if rule.horizon is not None and self.found.of_weights:
             raise ValueError(
-                f"the memory {self.found.of_weights[0]!r} is made of weights alone, whose gradient would be lost behind the"
-                " first steps of a sequence: do not keep it (invariant=False of DropConnectLinear), or use BPTT"
+                f"the memory {self.found.of_weights[0]!r} is made of weights alone, whose gradient would be lost behind"
+                " the first steps of a sequence: do not keep it (invariant=False of DropConnectLinear), or use BPTT"
             )
         self._say_what_is_odd(frames)
         rule.looked(frames)
@@ -111,8 +111,8 @@ class Inspection:
         ]
         if lost:
             self._warn(
-                f"the optimizer does not hold {_some(lost)}, parameters of neurons that then never learn: make it after the"
-                " neurons are in the network, or add_param_group"
+                f"the optimizer does not hold {_some(lost)}, parameters of neurons that then never learn: make it after"
+                " the neurons are in the network, or add_param_group"
             )
 
     def _warn(self, text: str) -> None:
@@ -128,8 +128,8 @@ class Inspection:
         silent = silent_neurons(self.rule.net, Frames(x, num_steps=self.rule.num_steps))
         if silent:
             self._warn(
-                f"silent: {_some(silent)} neither fire nor let a gradient through, so that nothing before them learns: put"
-                " a batch norm in front of them, or lower their threshold"
+                f"silent: {_some(silent)} neither fire nor let a gradient through, so that nothing before them learns:"
+                " put a batch norm in front of them, or lower their threshold"
             )
 
 

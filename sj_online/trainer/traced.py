@@ -85,8 +85,8 @@ class TracedRule(Rule):
         found = self.inspection.found
         for name in found.products:
             check.warn(
-                f"the weight {name!r} is not linear in one input (a bilinear layer, or a product that is not traced): its"
-                " gradient is made of the spikes of the step"
+                f"the weight {name!r} is not linear in one input (a bilinear layer, or a product that is not traced):"
+                " its gradient is made of the spikes of the step"
             )
         known = self.places  # their leaks were one when they were found
         self._build(found.places, found.functional)
