@@ -47,11 +47,11 @@ RATIOS = [
 # The most MB that may be saved for backward with and without BN.
 MEMORY: dict[str, tuple[type[Rule], dict[bool, float]]] = {
     "SLTT": (SLTT, {True: 55.8, False: 38.2}),
-    "SLTT, compressed": (SLTT, {True: 43.0, False: 25.4}),
-    "SLTT, memopt": (SLTT, {True: 33.8, False: 33.8}),
-    "SLTT, memopt, compressed": (SLTT, {True: 33.8, False: 33.8}),
+    "SLTT, compressed": (SLTT, {True: 41.0, False: 23.0}),
+    "SLTT, memopt": (SLTT, {True: 33.8, False: 30.6}),
+    "SLTT, memopt, compressed": (SLTT, {True: 22.0, False: 17.2}),
     "OTTT": (OTTT, {True: 55.8, False: 38.2}),
-    "OTTT, compressed": (OTTT, {True: 55.8, False: 38.2}),
+    "OTTT, compressed": (OTTT, {True: 43.4, False: 23.0}),
     "RandomBP": (RandomBP, {True: 55.8, False: 38.2}),
     "STOL": (STOL, {True: 111.6, False: 76.4}),
     "BPTT": (BPTT, {True: float("inf"), False: float("inf")}),

@@ -63,9 +63,7 @@ def same_bits(first, second):
 def test_gradients_are_the_same_bits_and_bytes_fewer(rule, name, dtype):
     x, y = batch(dtype)
     ours, peak = gradients(rule, network(name, dtype), x, y)
-    net = network(name, dtype)
-    context = SavedBytes(exclude=[*net.parameters(), x])
-    oracle, _ = gradients(rule, net, x, y, context)
+    oracle, _ = gradients(rule, network(name, dtype), x, y, context := SavedBytes(exclude=[x]))
     assert same_bits(ours, oracle) and any(g is not None and g.any() for g in oracle[:2])
     # EM-PF's spikes are float; where the others' spikes weigh little, BN's and the membrane's tensors remain.
     assert peak <= context.peak if name == "empf" else peak < 0.95 * context.peak
@@ -75,8 +73,7 @@ def test_gradients_are_the_same_bits_and_bytes_fewer(rule, name, dtype):
 def test_other_rules_get_the_same_bits(rule):
     x, y = batch()
     ours, peak = gradients(rule, network("lif"), x, y)
-    context = SavedBytes(exclude=[x])
-    oracle, _ = gradients(rule, network("lif"), x, y, context)
+    oracle, _ = gradients(rule, network("lif"), x, y, context := SavedBytes(exclude=[x]))
     assert same_bits(ours, oracle) and peak < context.peak
 
 
@@ -132,7 +129,7 @@ def test_strides_come_back(tensor):
 
 
 def with_one(value):
-    tensor = SPIKES.float().clone()
+    tensor = SPIKES.float()
     tensor[1, 2, 3, 5] = value
     return tensor
 
@@ -185,9 +182,8 @@ def test_a_tensor_saved_by_several_operations_is_held_once():
 def test_an_address_that_is_used_again_does_not_give_old_bytes():
     weight = torch.ones(4096, requires_grad=True)
     with compressed():
-        held = []
-        for i in range(8):  # each is freed before the next is made, and its bytes live on
-            held.append(weight * torch.full((4096,), float(i)))
+        # Each is freed before the next is made, and its bytes live on.
+        held = [weight * torch.full((4096,), float(i)) for i in range(8)]
     assert [each.grad_fn._saved_other[5].item() for each in held] == list(range(8))
 
 
@@ -235,7 +231,7 @@ def checkpointed(x):
     return net
 
 
-@pytest.mark.parametrize("rule", [SLTT, BPTT])
+@pytest.mark.parametrize("rule", [SLTT, OTTT, BPTT])
 def test_networks_of_the_hosts_memopt_get_the_same_gradients(rule):
     x, y = batch(torch.float64)
     before = SavedBytes(exclude=[x])
