@@ -125,7 +125,8 @@ def evaluating(net: nn.Module) -> Iterator[None]:
     """Eval mode, with every module's own mode restored afterwards."""
     modes = [(module, module.training) for module in net.modules()]
     try:
-        net.eval()
+        if any(training for _, training in modes):  # eval() makes quantised synapses forget what they keep
+            net.eval()
         yield
     finally:
         for module, training in modes:

@@ -180,11 +180,12 @@ class Rule:
                 state.detach(self.net)
 
     def _window(self, unroll: Unroll, steps: range, learns: bool, scale: float, poison: Tensor | float) -> Window:
-        with torch.set_grad_enabled(learns), compressed() if self.compress else nullcontext():
-            outputs = self.forward(unroll, steps)
-            loss = self.objective(outputs, unroll.frames.targets(steps), steps)
-        if learns:
-            self.propagate(loss * scale + self.penalty())
+        with compressed([unroll.frames.x]) if self.compress and learns else nullcontext():
+            with torch.set_grad_enabled(learns):
+                outputs = self.forward(unroll, steps)
+                loss = self.objective(outputs, unroll.frames.targets(steps), steps)
+            if learns:
+                self.propagate(loss * scale + self.penalty())
         state.detach(self.net)
         # Inside autocast the casts of the weights are cached, with their graph, until the weights change.
         torch.clear_autocast_cache()
