@@ -81,7 +81,7 @@ def test_a_recorder_can_ask_whether_a_step_is_run_again():
     seen = []
     for make in (SLTT, STOL, lambda *args: STOL(*args, first_history=True)):
         net, calls = feedback(), []
-        net.fc.register_forward_hook(lambda *_, calls=calls: calls.append(replaying()))
+        net.readout.register_forward_hook(lambda *_, calls=calls: calls.append(replaying()))
         make(net, sgd(net)).train_step(x, y)
         seen.append((calls.count(False), calls.count(True)))
     assert [steps for steps, _ in seen] == [T, T, T]
