@@ -72,7 +72,5 @@ def append_line(path: Path, line: str) -> None:
 
 def whole_lines(path: Path) -> list[str]:
     """The lines of a file; one at the end that was not written to its end is left out."""
-    if not path.exists():
-        return []
     *lines, _ = path.read_bytes().split(b"\n")
     return [line.decode(errors="replace") for line in lines]

@@ -15,7 +15,7 @@ _CLAIMED: set[Path] = set()  # by this process, against which its own record loc
 
 
 class RunDirectory:
-    """``config.yaml``, ``metrics.jsonl``, ``summary.json``, ``last.ckpt``, ``best.ckpt``, ``tensorboard/``, ``error.log``.
+    """``config.yaml``, ``metrics.jsonl``, ``summary.json``, ``last.ckpt``, ``best.ckpt`` and ``tensorboard/``.
 
     Args:
         path: the directory; it need not exist. It is taken literally, and stays the same if the process changes its
@@ -91,11 +91,17 @@ class RunDirectory:
         elif begun and not last.exists():
             raise ValueError(f"{self.path} holds {begun[0].name} but no last.ckpt to resume from; give another --out")
 
-    def keep_epochs(self, last: int) -> None:
-        """Cut ``metrics.jsonl`` back to the epochs that the checkpoint knows, and a torn line off its end."""
-        kept = [line for line in whole_lines(self.metrics) if _epoch(line) <= last]
-        with replacing(self.metrics) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in kept))
+    def begin(self, epoch: int, epochs: int) -> None:
+        """Keep of a run what a checkpoint after ``epoch`` knows: those lines of metrics, and no summary before the end.
+
+        A line that is torn, or no line of metrics at all, goes too.
+        """
+        if self.metrics.exists():
+            kept = [line for line in whole_lines(self.metrics) if _epoch(line) <= epoch]
+            with replacing(self.metrics) as temporary:
+                temporary.write_text("".join(f"{line}\n" for line in kept))
+        if epoch < epochs:
+            self.summary.unlink(missing_ok=True)
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Add the metrics of an epoch to ``metrics.jsonl`` and its numbers to TensorBoard."""

@@ -90,17 +90,26 @@ def test_metrics_are_cut_to_the_epochs_of_the_checkpoint_and_a_torn_line_goes(tm
     directory = RunDirectory(tmp_path)
     lines = [json.dumps({"epoch": epoch, "loss": 0.5}) for epoch in (1, 2, 3)]
     directory.metrics.write_text("\n".join(lines) + '\n{"epoch": 2, "lo')
-    directory.keep_epochs(2)
+    directory.begin(2, 3)
     assert directory.metrics.read_text() == "\n".join(lines[:2]) + "\n"
-    directory.keep_epochs(0)
+    directory.begin(0, 3)
     assert directory.metrics.read_text() == ""
+
+
+def test_a_run_that_goes_on_is_not_finished(tmp_path):
+    directory = RunDirectory(tmp_path)
+    directory.finish({})
+    directory.begin(2, 2)
+    assert directory.summary.exists()
+    directory.begin(2, 3)
+    assert not directory.summary.exists()
 
 
 @pytest.mark.parametrize("line", [b"\0\0\0\0", b"[1]", b"{}", b'{"epoch": "two"}', b"\xff\xfe"])
 def test_lines_that_are_no_metrics_go(tmp_path, line):
     directory = RunDirectory(tmp_path)
     directory.metrics.write_bytes(b'{"epoch": 1}\n' + line + b"\n")
-    directory.keep_epochs(5)
+    directory.begin(5, 5)
     assert directory.metrics.read_bytes() == b'{"epoch": 1}\n'
 
 
@@ -112,7 +121,7 @@ def test_metrics_go_to_the_file_and_to_tensorboard_and_purge_what_is_done_anew(t
             directory.checkpoint("last").touch()
         directory = RunDirectory(tmp_path)
     with directory.claim("", resume=True):
-        directory.keep_epochs(1)
+        directory.begin(1, 2)
         directory.log({"epoch": 2, "loss": 0.25})
     assert [json.loads(line) for line in directory.metrics.read_text().splitlines()] == [
         {"epoch": 1, "loss": 0.75},
@@ -183,4 +192,3 @@ def test_lines_are_on_disk_before_the_next_thing_happens(tmp_path, monkeypatch):
         temporary.write_text("")
     assert synced[3:] == [str(temporary), str(tmp_path)]
     assert whole_lines(tmp_path / "a") == ["one", "two"]
-    assert whole_lines(tmp_path / "none") == []
