@@ -84,6 +84,7 @@ def apply(state: State, parts: Parts, stats: nn.Module) -> Progress:
     if state["precision"]:
         parts.fabric.strategy.precision.load_state_dict(state["precision"])
     stats.load_state_dict(state["metrics"])
+    stats.to(parts.fabric.device)  # torchmetrics takes the tensors as they come
     return Progress(**state["progress"])
 
 

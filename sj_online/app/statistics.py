@@ -56,7 +56,8 @@ class Statistics(nn.Module):
         for metric in self.accuracies.values():
             metric.update(output.float().flatten(0, -2), labels.flatten())
         if loss is not None:
-            self.loss.update(loss.double(), labels.numel())
+            # Weights are ignored by a MeanMetric that lets NaN through; the other kinds wait for the GPU at each batch.
+            self.loss.update(loss.double().expand(labels.numel()))
 
     def results(self) -> dict[str, float]:
         """The values over all that was counted, on all ranks; the loss is NaN if none was."""
