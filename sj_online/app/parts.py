@@ -1,7 +1,6 @@
 """What a recipe builds."""
 
 from collections.abc import Callable, Sequence
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +27,6 @@ class Parts:
         schedule: of the learning rate, stepped after each epoch; None keeps it.
         rule: trains ``net`` by ``optimizer``.
         loss: ``loss(output [N, classes], y)``, or one marked by :func:`sj_online.loss.over_window`.
-        batch: transforms of a training batch, ``transform(x, y)``, such as mixup.
         batch: transforms of a training batch (x, y), such as mixup.
     """
 
@@ -40,5 +38,4 @@ class Parts:
     schedule: LRScheduler | None
     rule: Rule
     loss: Loss
-    batch: Sequence[Callable[..., Any]] = ()
     batch: Sequence[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = ()

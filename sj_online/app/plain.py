@@ -4,7 +4,6 @@ Everything that a file or the command line says passes here: a value can become 
 a class that it names.
 """
 
-import math
 import types
 import typing
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ def check(value: Any, where: str, depth: int = 0) -> None:
         case None | bool() | str():
             pass
         case int() | float():
-            if not (math.isfinite(value) and abs(value) <= _LARGEST):
+            if not abs(value) <= _LARGEST:  # nan is not either
                 raise ValueError(f"{where}={_show(value)} is not a finite number of a usual size")
         case list() | tuple() | dict() if depth >= DEPTH:
             raise ValueError(f"{where} is nested more than {DEPTH} deep")

@@ -7,9 +7,7 @@ values.
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-import yaml
-
-from sj_online.app import plain
+from sj_online.app import plain, yamltext
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed", "64-true"]
 
@@ -190,7 +188,7 @@ class Recipe:
             >>> Recipe(seed=3).to_yaml().splitlines()[0]
             'seed: 3'
         """
-        return yaml.safe_dump(asdict(self), sort_keys=False)
+        return yamltext.dump(asdict(self))
 
 
 def within(name: str, value: float | None, low: float, high: float) -> None:
