@@ -134,8 +134,8 @@ def kept_errors(directory: RunDirectory, rank: int = 0) -> Iterator[None]:
             raise
         log = directory.errors.with_name(f"error.{rank}.log") if rank else directory.errors
         log.write_text("".join(traceback.format_exception(error)))
-        line = " ".join(str(error).split())[:300]
-        raise ValueError(f"{type(error).__name__}: {line} (the traceback is in {log})") from error
+        *_, line = ["", *str(error).splitlines()] if "Traceback" in str(error) else [" ".join(str(error).split())]
+        raise ValueError(f"{type(error).__name__}: {line[:300]} (the traceback is in {log})") from error
 
 
 def _is_ours(error: Exception) -> bool:

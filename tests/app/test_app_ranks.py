@@ -96,9 +96,7 @@ def one(tmp_path_factory):
 def test_two_ranks_train_as_one_process(tmp_path, one):
     said = ranks(TWO, tmp_path / "run")
     assert_close(tmp_path / "run", one)
-    assert (
-        sum(text.startswith("epoch") for text in said) == 4
-    )  # each rank's fabric.print, which one of them keeps quiet
+    assert [text.split()[1] for text in said if text.startswith("epoch")] == ["1/2", "2/2"]
 
 
 @pytest.mark.parametrize("stop", [3, 5])  # within an epoch, and after its last batch
