@@ -167,6 +167,8 @@ def _may_be(value: Any, annotation: Any) -> bool:
         return isinstance(_member(value, kind), kind)
     if isinstance(value, list) and issubclass(kind, Sequence | set) and kind is not str:
         return origin is None or not arguments or all(_may_be(each, arguments[0]) for each in value)
+    if isinstance(value, str):  # no sequence of letters
+        return kind is str
     if kind in (int, float):
         return isinstance(value, (int, kind)) and not isinstance(value, bool)
     return isinstance(value, kind)

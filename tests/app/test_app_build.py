@@ -1,0 +1,322 @@
+"""From a recipe to its parts, and the rehearsal over them."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torchvision.transforms import v2
+
+from sj_online import data, registry
+from sj_online.app import build as building
+from sj_online.app import networks, reader
+from sj_online.app.build import build
+from sj_online.app.cli import main
+from sj_online.app.recipe import Named, Recipe
+from sj_online.app.rehearse import rehearse, samples
+from sj_online.data import Shape, describes
+from sj_online.trainer import OTTT, SLTT
+
+SMALL = {"num_steps": 2, "model": {"name": "small_vgg", "options": {"width": 4}}, "fabric": {"accelerator": "cpu"}}
+
+
+def recipe(**changes):
+    return reader.build(SMALL, [changes])
+
+
+def parts(**changes):
+    return build(recipe(**changes), rehearsal=True)
+
+
+def test_every_part_is_what_the_recipe_says():
+    optimizer = {"name": "sgd", "options": {"lr": 0.3, "momentum": 0.8, "nesterov": True, "weight_decay": 0.01}}
+    rule = {"name": "ottt", "options": {"update": "step"}}
+    made = parts(train={"optimizer": optimizer, "rule": rule, "loss": {"options": {"label_smoothing": 0.2}}})
+    decaying, neurons = made.optimizer.param_groups
+    assert (decaying["weight_decay"], neurons["weight_decay"]) == (0.01, 0.0)
+    assert {id(p) for p in neurons["params"]} == {id(p) for n, p in made.net.named_parameters() if "raw_" in n}
+    assert [decaying[name] for name in ("lr", "momentum", "nesterov")] == [0.3, 0.8, True]
+    assert isinstance(made.rule, OTTT)
+    assert (made.rule.num_steps, made.rule.update) == (2, "step")
+    assert made.rule.net is made.net and made.rule.optimizer is made.optimizer and made.rule.loss_fn is made.loss
+    output, y = torch.randn(3, 10), torch.tensor([1, 2, 3])
+    assert made.loss(output, y) == F.cross_entropy(output, y, label_smoothing=0.2)
+    assert (made.data.classes, made.data.shape, len(made.data.train)) == (10, (1, 8, 8), 0)
+
+
+def test_the_default_weight_decay_spares_the_neurons_too():
+    made = parts(train={"optimizer": {"name": "adamw", "options": {"lr": 0.1}}})
+    assert [group["weight_decay"] for group in made.optimizer.param_groups] == [0.01, 0.0]
+
+
+def test_an_optimizer_without_weight_decay_gets_parameters():
+    made = parts(train={"optimizer": "Rprop"})
+    assert len(made.optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_weights_follow_from_the_seed_alone(seed):
+    torch.manual_seed(seed + 5)
+    first = parts(seed=seed).net.state_dict()
+    again, other = parts(seed=seed).net.state_dict(), parts(seed=seed + 1).net.state_dict()
+    assert all(again[name].equal(value) for name, value in first.items())
+    assert not all(other[name].equal(value) for name, value in first.items())
+
+
+def rates(made, epochs):
+    seen = []
+    for _ in range(epochs):
+        seen.append(made.optimizer.param_groups[0]["lr"])
+        made.optimizer.step()
+        made.schedule.step()
+    return seen
+
+
+def test_the_cosine_spans_the_epochs():
+    made = parts(train={"epochs": 4, "optimizer": {"options": {"lr": 0.2}}})
+    assert rates(made, 4) == pytest.approx([0.1 * (1 + math.cos(math.pi * e / 4)) for e in range(4)])
+
+
+def test_warm_up_and_a_final_part():
+    schedule = {"name": "cosine", "options": {"warmup": 2, "final": 0.5}}
+    made = parts(train={"epochs": 4, "schedule": schedule, "optimizer": {"options": {"lr": 1.0}}})
+    assert rates(made, 5) == pytest.approx([0.5, 1.0, 1.0, 0.75, 0.5])
+
+
+def test_schedules_of_torch_and_none():
+    schedule = {"name": "MultiStepLR", "options": {"milestones": [1], "gamma": 0.1}}
+    made = parts(train={"epochs": 4, "schedule": schedule, "optimizer": {"options": {"lr": 1.0}}})
+    assert rates(made, 3) == pytest.approx([1.0, 0.1, 0.1])
+    assert parts(train={"schedule": None}).schedule is None
+
+
+@pytest.mark.parametrize(("clip", "largest"), [(0.01, 0.01), (None, math.inf)])
+def test_clipping(clip, largest):
+    made = parts(train={"clip": clip, "optimizer": {"options": {"lr": 1.0}}, "rule": "bptt"})
+    before = [p.detach().clone() for p in made.net.parameters()]
+    made.net.train()
+    x, y = samples(made, 8)
+    made.rule.train_step(x, y)
+    moved = math.sqrt(sum(float(((p - b) ** 2).sum()) for p, b in zip(made.net.parameters(), before, strict=True)))
+    assert 0 < moved <= largest * 1.001
+    assert clip or moved > 0.02
+
+
+def test_double_precision_and_channels_last():
+    made = parts(fabric={"precision": "64-true", "channels_last": True})
+    weight = made.net.features[3].conv.weight
+    assert weight.dtype == torch.float64
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert samples(made, 2)[0].dtype == torch.float64
+    assert rehearse(made, 2).parameters == 1714
+
+
+def test_compiling_keeps_the_names_of_the_weights(monkeypatch):
+    called = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: called.append(self))
+    made = parts(fabric={"compile": True})
+    assert called == [made.net]
+    assert parts().net.state_dict().keys() == made.net.state_dict().keys()
+    assert len(called) == 1
+
+
+def test_augmentation_of_samples_and_batches():
+    made = build(recipe(dataset={"augment": [{"name": "RandomCrop", "options": {"size": 8, "padding": 1}}],
+                                 "batch": ["MixUp", "CutMix"]}))  # fmt: skip
+    assert isinstance(made.data.train, data.Augmented) and made.data.train.seed == made.recipe.seed
+    first, second = (made.data.train[epoch, 0][0] for epoch in (1, 2))
+    assert not first.equal(second) and first.equal(made.data.train[1, 0][0])
+    assert [type(transform) for transform in made.batch] == [v2.MixUp, v2.CutMix]
+    assert made.batch[0].num_classes == 10
+    plain = build(recipe())
+    assert plain.data.train[1, 0][0].equal(plain.data.train[2, 0][0])
+    assert plain.batch == []
+
+
+def test_a_rehearsal_touches_no_files(monkeypatch):
+    def load(root=None, *, download=False, size=4):
+        raise AssertionError("the data are loaded")
+
+    shaped = describes(lambda size: Shape(classes=3, shape=(2, size, size)))(load)
+    get = registry.get
+    monkeypatch.setattr(registry, "get", lambda group, name: shaped if name == "absent" else get(group, name))
+    made = parts(dataset={"name": "absent", "options": {"size": 8}})
+    assert made.rule.predict(torch.zeros(1, 2, 8, 8)).shape == (1, 3)
+    assert rehearse(made).batch_size == 64
+
+
+@pytest.fixture
+def sequences(monkeypatch):
+    """Two data sets of 5 steps, one with a target for each."""
+
+    def known(per_step_targets):
+        def load(root=None, *, download=False):
+            raise AssertionError("the data are loaded")
+
+        shape = Shape(classes=10, shape=(1, 8, 8), steps=5, per_step_targets=per_step_targets)
+        return describes(lambda: shape)(load)
+
+    sets = {"clips": known(False), "marked": known(True)}
+    get = registry.get
+    monkeypatch.setattr(registry, "get", lambda group, name: sets.get(name) or get(group, name))
+
+
+def test_sequences_have_their_own_steps(sequences):
+    made = parts(num_steps=None, dataset="clips")
+    assert made.rule.num_steps is None
+    assert {m.num_steps for m in made.net.modules() if hasattr(m, "num_steps")} == {5}
+    x, y = samples(made, 3)
+    assert (x.shape, y.shape) == ((5, 3, 1, 8, 8), (3,))
+    assert rehearse(made, 3).saved_bytes > 0
+    with pytest.raises(ValueError, match="num_steps=2, but data set clips has its own 5 steps"):
+        parts(dataset="clips")
+    assert networks.time_steps(recipe(num_steps=5, dataset="clips"), made.data) == 5
+
+
+def test_targets_of_every_step_have_a_mask(sequences):
+    made = replace(parts(), data=building.without_items(Shape(classes=7, shape=(4,), steps=5, per_step_targets=True)))
+    x, y, mask = samples(made, 3)
+    assert (x.shape, y.shape, mask.shape, mask.all()) == ((5, 3, 4), (5, 3), (5, 3), True)
+    assert y.max() < 7
+
+
+def test_a_data_set_describes_itself(monkeypatch):
+    get = registry.get
+    monkeypatch.setattr(registry, "get", lambda group, name: data.stack if name == "silent" else get(group, name))
+    with pytest.raises(ValueError, match="data set silent does not describe itself"):
+        parts(dataset="silent")
+
+
+def test_saved_bytes_do_not_grow_with_T_online_and_do_under_bptt():
+    def saved(T, rule):
+        """With one threshold and decay for all steps: a vector of T of them is itself saved."""
+        model = {"options": {"num_steps": None}}
+        return rehearse(parts(num_steps=T, model=model, train={"rule": rule}), 8).saved_bytes
+
+    assert saved(2, "sltt") == saved(6, "sltt") > 0
+    assert saved(6, "bptt") > 2 * saved(2, "bptt")
+
+
+def test_a_rehearsal_is_at_the_batch_size_of_the_recipe_unless_told():
+    made = parts(train={"batch_size": 48})
+    whole, few = rehearse(made), rehearse(made, 6)
+    assert (whole.batch_size, few.batch_size) == (48, 6)
+    assert whole.saved_bytes > 6 * few.saved_bytes
+    assert whole.parameters == 1714 and whole.seconds > 0 and whole.peak_memory_bytes > whole.saved_bytes
+
+
+@pytest.mark.parametrize("rule", ["random_bp", "bptt"])
+def test_mixed_precision(rule):
+    made = parts(train={"rule": rule, "optimizer": {"options": {"lr": 0.1}}}, fabric={"precision": "bf16-mixed"})
+    before = made.net.features[3].conv.weight.clone()
+    rehearse(made, 8)
+    assert made.net.features[3].conv.weight.dtype == torch.float32
+    assert not torch.equal(made.net.features[3].conv.weight, before)
+
+
+def test_names_and_options_are_checked_before_anything_is_built(monkeypatch):
+    def never(*args, **kwargs):
+        raise AssertionError("built")
+
+    for name in ("make_fabric", "network", "load_data"):
+        monkeypatch.setattr(building, name, never)
+    for change in (
+        {"train": {"callbacks": ["nope"]}},
+        {"train": {"schedule": {"options": {"nope": 1}}}},
+        {"dataset": {"batch": ["nope"]}},
+        {"dataset": {"options": {"download": True}}},
+        {"train": {"rule": {"options": {"per_step_targets": True}}}},
+        {"start": {"run": "x", "convert": "nope"}},
+        {"train": {"loss": {"options": {"input": 1}}}},
+    ):
+        with pytest.raises(ValueError, match="nope|download|per_step_targets|input"):
+            parts(**change)
+
+
+def test_a_model_that_would_not_fit_into_memory():
+    with pytest.raises(ValueError, match=r"model small_vgg needs \d+\.\d GB for its weights; there are"):
+        networks.fits(Named("small_vgg", {"width": 500_000, "neuron": "empf"}))
+    networks.fits(Named("small_vgg"))
+
+
+@pytest.mark.parametrize(
+    ("given", "devices", "expected"), [("2", None, (2, 2)), ("2", 1, (1, 1)), (None, None, (1, 1)), (None, 2, (2, 1))]
+)
+def test_devices_are_torchruns_unless_the_recipe_says(monkeypatch, given, devices, expected):
+    asked = []
+
+    class Fabric:
+        def __init__(self, **kwargs):
+            asked.append((kwargs["devices"], kwargs["num_nodes"]))
+
+        def launch(self):
+            pass
+
+    monkeypatch.setattr(building, "Fabric", Fabric)
+    monkeypatch.setattr(building.os, "cpu_count", lambda: 2)
+    for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("LOCAL_WORLD_SIZE", given), ("WORLD_SIZE", "4")):
+        monkeypatch.setenv(name, value) if given else monkeypatch.delenv(name, raising=False)
+    building.make_fabric(recipe(fabric={"devices": devices}))
+    assert asked == [expected]
+
+
+def test_more_devices_than_there_are(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.setattr(building.os, "cpu_count", lambda: 2)
+    with pytest.raises(ValueError, match="fabric.devices=3, but there are 2 CPUs"):
+        parts(fabric={"devices": 3})
+
+
+def test_start_from_another_run(run_dir):
+    """With its weights, and with another rule, schedule and number of epochs."""
+    start = {"run": str(run_dir)}
+    begun = parts(start=start, train={"rule": "bptt"}).net.state_dict()
+    trained = networks.open_run(run_dir)[1].net.state_dict()
+    best = networks.open_run(run_dir, "best")[1].net.state_dict()
+    assert all(begun[name].equal(value) for name, value in trained.items())
+    from_best = parts(start=start | {"checkpoint": "best"}).net.state_dict()
+    assert all(from_best[name].equal(value) for name, value in best.items())
+    fresh = parts().net.state_dict()
+    assert not all(fresh[name].equal(value) for name, value in trained.items())
+
+
+def test_start_converted(run_dir):
+    convert = {"name": "swap_neurons", "options": {"name": "lmh", "num_steps": 2}}
+    made = parts(start={"run": str(run_dir), "convert": convert})
+    kinds = {type(module).__name__ for module in made.net.modules()}
+    assert "LMHNode" in kinds and "EMPFNode" not in kinds
+    trained = networks.open_run(run_dir)[1].net
+    assert made.net.features[3].conv.weight.equal(trained.features[3].conv.weight)
+    assert isinstance(made.rule, SLTT)
+    rehearse(made, 4)
+
+
+def test_a_start_that_does_not_fit(run_dir):
+    with pytest.raises(ValueError, match="last.ckpt is of another network"):
+        parts(start={"run": str(run_dir)}, model={"options": {"width": 8}})
+    with pytest.raises(ValueError, match="conversion qcfs_to_lmh: "):
+        parts(start={"run": str(run_dir), "convert": "qcfs_to_lmh"})
+    with pytest.raises(ValueError, match="conversion swap_neurons: .*'nope' is not a registered name of neurons"):
+        parts(start={"run": str(run_dir), "convert": {"name": "swap_neurons", "options": {"name": "nope"}}})
+
+
+def test_a_converted_run_is_trained_evaluated_and_not_packed(tmp_path, run_dir, tiny, capsys):
+    out, convert = str(tmp_path / "hybrid"), "{name: swap_neurons, options: {name: lmh, num_steps: 2}}"
+    options = [*tiny[:2], "--train.epochs=1", "--train.batch_size=256"]
+    assert main(["train", "--out", out, *options, f"--start.run={run_dir}", "--start.convert", convert]) == 0
+    capsys.readouterr()
+    assert main(["eval", out]) == 0
+    assert "accuracy 0." in capsys.readouterr().out
+    assert main(["export", out, "--to", str(tmp_path / "x.safetensors")]) == 2
+    assert "began from a converted network" in capsys.readouterr().err
+
+
+def test_default_recipes_rehearse_in_every_part():
+    for name in reader.names():
+        made = build(reader.build(reader.source(name)), rehearsal=True)
+        assert rehearse(made, 2).parameters > 0
+
+
+def test_recipes_default_is_complete():
+    assert build(Recipe(num_steps=2), rehearsal=True).optimizer.param_groups[0]["lr"] == 0.001
