@@ -1,12 +1,15 @@
 """Recordings of event cameras, as frames [T, 2, H, W]: read by the host's data sets, integrated once."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import Subset
 
-from sj_online.data.base import DataSet, Shape, describes
+from sj_online.data.base import Batch, DataSet, Item, Shape, describes, stack_sequences
 from sj_online.data.frames import Integration, prepare
 from sj_online.data.recordings import raw_events
 from sj_online.data.root import data_folder
@@ -16,7 +19,11 @@ Listing = tuple[list[Path], list[int]]
 
 
 def _recordings(classes: int, size: int) -> Any:
-    return describes(lambda frames: Shape(classes=classes, shape=(2, size, size), steps=frames))
+    return describes(lambda frames, resize: _shape(classes, (size, size), frames, resize))
+
+
+def _shape(classes: int, size: Sequence[int], frames: int, resize: int | None) -> Shape:
+    return Shape(classes=classes, shape=(2, resize or size[0], resize or size[1]), steps=frames)
 
 
 @_recordings(11, 128)
@@ -27,6 +34,7 @@ def dvs_gesture(
     frames: int = 20,
     by: str = "number",
     duration: int | None = None,
+    resize: int | None = None,
     validation: float = 0.1,
 ) -> DataSet:
     """DVS128 Gesture (Amir et al. 2017): 1,176 and 288 recordings of 11 gestures, split by persons as published.
@@ -37,6 +45,7 @@ def dvs_gesture(
         frames: T.
         by: 'number' or 'time', see `Integration`.
         duration: microseconds of a frame, with by='time'.
+        resize: both sides of the frames, 48 in the papers that resize; None: as they are.
         validation: the fraction of the training recordings to validate, of every class the same.
 
     Raises:
@@ -46,9 +55,9 @@ def dvs_gesture(
         >>> dvs_gesture.describe(frames=10).shape
         (2, 128, 128)
     """
-    integration = Integration(frames, by, duration, (128, 128))
+    integration = Integration(frames, by, duration, (128, 128), resize)
     folder = raw_events("dvs_gesture", "DVS128Gesture", root, download)
-    return _given(dvs_gesture.describe(frames=frames), folder, integration, validation)
+    return _given(dvs_gesture.describe(frames=frames, resize=resize), folder, integration, validation)
 
 
 @_recordings(10, 34)
@@ -59,6 +68,7 @@ def n_mnist(
     frames: int = 10,
     by: str = "number",
     duration: int | None = None,
+    resize: int | None = None,
     validation: float = 0.1,
 ) -> DataSet:
     """N-MNIST (Orchard et al. 2015): MNIST, moved before an event camera; split as published.
@@ -69,14 +79,15 @@ def n_mnist(
         frames: T.
         by: 'number' or 'time', see `Integration`.
         duration: microseconds of a frame, with by='time'.
+        resize: both sides of the frames, 48 in the papers that resize; None: as they are.
         validation: the fraction of the training recordings to validate, of every class the same.
 
     Raises:
         ValueError: missing or damaged files.
     """
-    integration = Integration(frames, by, duration, (34, 34))
+    integration = Integration(frames, by, duration, (34, 34), resize)
     folder = raw_events("n_mnist", "NMNIST", root, download)
-    return _given(n_mnist.describe(frames=frames), folder, integration, validation)
+    return _given(n_mnist.describe(frames=frames, resize=resize), folder, integration, validation)
 
 
 @_recordings(10, 128)
@@ -87,8 +98,11 @@ def cifar10_dvs(
     frames: int = 10,
     by: str = "number",
     duration: int | None = None,
+    resize: int | None = None,
     validation: float = 0.1,
     split: str = "first",
+    mean: tuple[float, float] = (0.0, 0.0),
+    std: tuple[float, float] = (1.0, 1.0),
 ) -> DataSet:
     """CIFAR10-DVS (Li et al. 2017): 1,000 recordings of each of 10 classes.
 
@@ -98,14 +112,17 @@ def cifar10_dvs(
         frames: T.
         by: 'number' or 'time', see `Integration`.
         duration: microseconds of a frame, with by='time'.
+        resize: both sides of the frames, 48 in the papers that resize; None: as they are.
         validation: the fraction of the training recordings to validate, of every class the same.
         split: 'first': of every class the first 90 % in the order of the host's files train, the others test (OTTT,
             SLTT; the host's ``split_to_train_test_set``); 'random': 90 % of every class, drawn once.
+        mean: of each polarity, taken off the counts; OTTT has (0.2728, 0.1295).
+        std: of each polarity, what they are divided by; OTTT has (0.2225, 0.1290).
 
     Raises:
         ValueError: missing or damaged files, or an unknown split.
     """
-    integration = Integration(frames, by, duration, (128, 128))
+    integration = Integration(frames, by, duration, (128, 128), resize)
     if split not in ("first", "random"):
         raise ValueError(f"split={split!r} is not one of first, random")
     folder = raw_events("cifar10_dvs", "CIFAR10DVS", root, download)
@@ -114,10 +131,12 @@ def cifar10_dvs(
         train, test = stratified(labels, 0.1)
     else:
         train, test = first(labels, 0.9)
-    return _data(cifar10_dvs.describe(frames=frames), folder, integration, validation, (paths, labels), train, test)
+    shape = cifar10_dvs.describe(frames=frames, resize=resize)
+    data = _data(shape, folder, integration, validation, (paths, labels), train, test)
+    return replace(data, collate=FrameBatch(tuple(mean), tuple(std)))
 
 
-@describes(lambda classes, size, frames: Shape(classes=classes, shape=(2, *size), steps=frames))
+@describes(_shape)
 def event_folder(
     root: str | None = None,
     *,
@@ -127,6 +146,7 @@ def event_folder(
     frames: int = 10,
     by: str = "number",
     duration: int | None = None,
+    resize: int | None = None,
     validation: float = 0.1,
 ) -> DataSet:
     """Recordings in ROOT/train/<class>/*.npz and ROOT/test/<class>/*.npz, each with the arrays t, x, y and p.
@@ -139,14 +159,34 @@ def event_folder(
         frames: T.
         by: 'number' or 'time', see `Integration`.
         duration: microseconds (the unit of t) of a frame, with by='time'.
+        resize: both sides of the frames, 48 in the papers that resize; None: as they are.
         validation: the fraction of the training recordings to validate, of every class the same.
 
     Raises:
         ValueError: missing or damaged files.
     """
-    integration = Integration(frames, by, duration, (int(size[0]), int(size[1])))
+    integration = Integration(frames, by, duration, (int(size[0]), int(size[1])), resize)
     folder = data_folder("event_folder", root, "train/<class>/*.npz and test/<class>/*.npz", download, can=False)
-    return _given(event_folder.describe(classes=classes, size=size, frames=frames), folder, integration, validation, "")
+    return _given(_shape(classes, size, frames, resize), folder, integration, validation, "")
+
+
+@dataclass(frozen=True)
+class FrameBatch:
+    """Frames to a batch [T, N, 2, H, W], (x - mean) / std for each polarity.
+
+    Example:
+        >>> FrameBatch((1.0, 2.0), (2.0, 1.0))([(torch.full((1, 2, 1, 1), 3.0), 0)])[0].flatten().tolist()
+        [1.0, 1.0]
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, items: list[Item]) -> Batch:
+        """Stack and normalise."""
+        x, y = stack_sequences(items)
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return (x - mean) / std, y
 
 
 def first(labels: list[int], fraction: float) -> tuple[list[int], list[int]]:

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
 Array = np.ndarray[Any, Any]
-COUNTS = np.uint16  # events of a pixel in a frame; 255 is exceeded by noisy pixels
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Integration:
         by: 'number': each frame has as many events; 'time': each lasts as long.
         duration: microseconds of a frame, with by='time'; of longer recordings the first T frames are taken, shorter
             ones end with empty frames. None: T equal parts of the whole recording.
-        size: H and W.
+        size: H and W of the camera.
+        resize: of both sides in the end, bilinear between the nearest pixels, as the papers do; None: as they are.
 
     Raises:
         ValueError: options out of range, or a duration without by='time'.
@@ -44,11 +45,12 @@ class Integration:
     by: str
     duration: int | None
     size: tuple[int, int]
+    resize: int | None = None
 
     def __post_init__(self) -> None:
         """Check the options."""
-        if self.frames < 1:
-            raise ValueError(f"frames={self.frames} must be at least 1")
+        if self.frames < 1 or (self.resize is not None and self.resize < 1):
+            raise ValueError(f"frames={self.frames} and resize={self.resize} must be at least 1")
         if self.by not in ("number", "time"):
             raise ValueError(f"by={self.by!r} is not one of number, time")
         if self.duration is not None and (self.by != "time" or self.duration < 1):
@@ -57,8 +59,19 @@ class Integration:
     @property
     def name(self) -> str:
         """As the name of a folder."""
-        part = f"_{self.duration}us" if self.duration else ""
-        return f"{self.frames}_by_{self.by}{part}"
+        parts = f"_{self.duration}us" if self.duration else "", f"_{self.resize}px" if self.resize else ""
+        return f"{self.frames}_by_{self.by}{''.join(parts)}"
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """T, 2, H and W of the frames."""
+        size = (self.resize, self.resize) if self.resize else self.size
+        return self.frames, 2, *size
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Counts go beyond 255 at noisy pixels; resized they are no whole numbers."""
+        return np.dtype(np.float32 if self.resize else np.uint16)
 
     def __call__(self, events: Mapping[str, Array]) -> Array:
         """Frames [T, 2, H, W] of events {t, x, y, p}, as the host integrates them; a part without events is empty.
@@ -80,7 +93,11 @@ class Integration:
             frame = (place // max(1, total // T)).clip(0, T - 1)
         inside = frame < T
         place = ((frame * 2 + (p != 0)) * H + y) * W + x
-        return np.bincount(place[inside], minlength=T * 2 * H * W).reshape(T, 2, H, W)
+        counts = np.bincount(place[inside], minlength=T * 2 * H * W).reshape(T, 2, H, W)
+        if self.resize is None:
+            return counts
+        frames = torch.from_numpy(counts).float()
+        return F.interpolate(frames, size=(self.resize, self.resize), mode="bilinear", align_corners=False).numpy()
 
 
 class Frames(Dataset[tuple[Tensor, int]]):
@@ -146,9 +163,8 @@ def _build(target: Path, integration: Integration, paths: Sequence[Path]) -> Non
 
     unfinished = target.with_suffix(".unfinished")
     try:
-        out = np.lib.format.open_memmap(
-            unfinished, "w+", np.dtype(COUNTS), (len(paths), integration.frames, 2, *integration.size)
-        )
+        shape = len(paths), *integration.shape
+        out = np.lib.format.open_memmap(unfinished, "w+", integration.dtype, shape)
 
         def fill(index: int) -> None:
             out[index] = _integrate(paths[index], integration)
