@@ -82,6 +82,8 @@ def _packed(dataset: Any, downloads: Path) -> bool:
 
 def _culprit(folder: Path, error: Exception) -> Path:
     """The file that was being read: the host's parsers run in threads and name none, but their frames hold its path."""
+    if isinstance(error, OSError) and error.filename:
+        return Path(error.filename)
     found = folder / "extract"
     for frame, _ in traceback.walk_tb(error.__traceback__):
         for value in frame.f_locals.values():

@@ -159,7 +159,7 @@ def test_files_that_do_not_belong_together(tmp_path):
     with pytest.raises(ValueError, match="label 10"):
         mnist(str(tmp_path))
     write_idx(tmp_path, side=8)
-    with pytest.raises(ValueError, match=r"train images \(40, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"train images \(100, 8, 8\)"):
         mnist(str(tmp_path))
 
 
