@@ -144,6 +144,7 @@ class Spikes(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """The spikes of a recording and its label."""
+        label = self.labels[index]
         try:
             spikes = self._spikes()
             times, units = np.asarray(spikes["times"][index], np.float64), np.asarray(spikes["units"][index], np.int64)
@@ -152,7 +153,7 @@ class Spikes(Dataset[tuple[Tensor, int]]):
             frames[(times[inside] / self.duration * self.steps).astype(np.int64), units[inside]] = 1
         except (OSError, KeyError, ValueError, IndexError, RuntimeError) as error:
             raise ValueError(f"{self.path}: recording {index} is damaged: {error}") from error
-        return torch.from_numpy(frames), self.labels[index]
+        return torch.from_numpy(frames), label
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the open file."""
