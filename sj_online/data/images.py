@@ -200,9 +200,11 @@ def _idx(name: str, host: str, root: str | None, download: bool) -> tuple[Images
     def part(prefix: str) -> Images:
         images = read_idx([folder / host / "raw", folder], f"{prefix}-images-idx3-ubyte", 3)
         labels = read_idx([folder / host / "raw", folder], f"{prefix}-labels-idx1-ubyte", 1)
-        if images.shape != (len(labels), 28, 28) or int(labels.max()) > 9:
-            raise ValueError(f"{folder} holds {prefix} images {tuple(images.shape)}, not ({len(labels)}, 28, 28)")
-        return Images(images.unsqueeze(1), labels)
+        if labels.numel() and int(labels.max()) > 9:
+            raise ValueError(f"{folder}: label {int(labels.max())} of {prefix} is not from 0 to 9")
+        if images.shape == (len(labels), 28, 28):
+            return Images(images.unsqueeze(1), labels)
+        raise ValueError(f"{folder} holds {prefix} images {tuple(images.shape)}, not ({len(labels)}, 28, 28)")
 
     return part("train"), part("t10k")
 
@@ -218,7 +220,7 @@ def read_idx(folders: list[Path], name: str, dims: int) -> Tensor:
     if path is None:
         raise ValueError(f"{folders[-1]} holds no {name} and no {name}.gz")
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        data = (gzip.decompress if path.suffix == ".gz" else bytes)(path.read_bytes())
         if data[:4] != bytes([0, 0, 8, dims]):
             raise ValueError("not an idx file of bytes")
         shape = np.frombuffer(data, ">i4", dims, offset=4).tolist()
@@ -228,10 +230,7 @@ def read_idx(folders: list[Path], name: str, dims: int) -> Tensor:
 
 
 def _cifar(name: str, host: str, root: str | None, download: bool) -> tuple[Images, Images]:
-    import torchvision.datasets
-
-    inside = getattr(torchvision.datasets, host).base_folder
-    folder = data_folder(name, root, f"the folder {inside}", download)
+    folder = data_folder(name, root, f"{host} as torchvision unpacks it", download)
 
     def part(train: bool) -> Images:
         data = _torchvision(name, host, folder, download=download, train=train)
@@ -241,10 +240,9 @@ def _cifar(name: str, host: str, root: str | None, download: bool) -> tuple[Imag
 
 
 def _torchvision(name: str, host: str, folder: Path, **options: bool) -> Any:
-    """A data set of torchvision's; what goes wrong is one line that names the folder."""
     import torchvision.datasets
 
     try:
         return getattr(torchvision.datasets, host)(str(folder), **options)
-    except Exception as error:  # of the network, the disk, an archive or a pickle
+    except Exception as error:  # of the network, the disk or an archive
         raise ValueError(f"{name} in {folder}: {' '.join(str(error).split())}") from error
