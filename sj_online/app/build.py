@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from sj_online.app import named
 from sj_online.app.callbacks import usual
-from sj_online.app.networks import RULE, begun, check, describe, network, time_steps
+from sj_online.app.networks import MIXED, RULE, begun, check, describe, network, time_steps
 from sj_online.app.parts import Parts
 from sj_online.app.recipe import Device, Named, Recipe
 from sj_online.data import Augmented, DataSet, Shape
@@ -56,7 +56,8 @@ def build(recipe: Recipe, *, download: bool = False, rehearsal: bool = False) ->
         shape.per_step_targets,
     )
     rule = named.make("trainers", train.rule, net, wrapped, reserved=dict(zip(RULE, given, strict=True)))
-    batch = [named.make("augmentations", each, num_classes=shape.classes) for each in recipe.dataset.batch]
+    mixed = dict(zip(MIXED, (shape.classes, shape.classes, None), strict=True))  # the loop puts the batch first
+    batch = [named.make("augmentations", each, reserved=mixed) for each in recipe.dataset.batch]
     parts = Parts(recipe, fabric, data, net, wrapped, schedule, rule, loss, batch)
     try_one(parts)
     return parts

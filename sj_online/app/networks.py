@@ -14,6 +14,8 @@ from sj_online.app.recipe import Named, Recipe
 from sj_online.app.rundir import RunDirectory
 from sj_online.data import Shape
 
+# What a transform of a batch is told.
+MIXED = ("classes", "num_classes", "steps")
 # What the recipe says of a rule elsewhere.
 RULE = ("loss_fn", "num_steps", "backward", "before_step", "per_step_targets")
 
@@ -37,8 +39,10 @@ def check(recipe: Recipe) -> None:
     named.check("optimizers", train.optimizer, given=1)
     if train.schedule:
         named.check("schedules", train.schedule, given=1, reserved=("epochs",))
-    for each in dataset.augment + dataset.batch:
+    for each in dataset.augment:
         named.check("augmentations", each)
+    for each in dataset.batch:
+        named.check("augmentations", each, reserved=MIXED)
     for each in train.callbacks:
         named.check("callbacks", each)
     if recipe.start and recipe.start.convert:

@@ -179,7 +179,7 @@ class Recipe:
     def __post_init__(self) -> None:
         """Check the ranges."""
         within("seed", self.seed, 0, 2**63 - 1)
-        within("num_steps", self.num_steps, 1, 100_000)
+        within("num_steps", self.num_steps, 1, 10_000)
 
     def to_yaml(self) -> str:
         """The recipe as it is written to ``config.yaml``.

@@ -1,32 +1,20 @@
 """From a recipe to its parts, and the rehearsal over them."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from tinyrecipe import parts, recipe
 from torchvision.transforms import v2
 
-from sj_online import data, registry
+from sj_online import data
 from sj_online.app import build as building
-from sj_online.app import networks, reader
+from sj_online.app import networks
 from sj_online.app.build import build
-from sj_online.app.cli import main
-from sj_online.app.recipe import Named, Recipe
+from sj_online.app.recipe import Named
 from sj_online.app.rehearse import rehearse, samples
-from sj_online.data import Shape, describes
-from sj_online.trainer import OTTT, SLTT
-
-SMALL = {"num_steps": 2, "model": {"name": "small_vgg", "options": {"width": 4}}, "fabric": {"accelerator": "cpu"}}
-
-
-def recipe(**changes):
-    return reader.build(SMALL, [changes])
-
-
-def parts(**changes):
-    return build(recipe(**changes), rehearsal=True)
+from sj_online.trainer import OTTT
 
 
 def test_every_part_is_what_the_recipe_says():
@@ -134,78 +122,6 @@ def test_augmentation_of_samples_and_batches():
     assert plain.batch == []
 
 
-def test_a_rehearsal_touches_no_files(monkeypatch):
-    def load(root=None, *, download=False, size=4):
-        raise AssertionError("the data are loaded")
-
-    shaped = describes(lambda size: Shape(classes=3, shape=(2, size, size)))(load)
-    get = registry.get
-    monkeypatch.setattr(registry, "get", lambda group, name: shaped if name == "absent" else get(group, name))
-    made = parts(dataset={"name": "absent", "options": {"size": 8}})
-    assert made.rule.predict(torch.zeros(1, 2, 8, 8)).shape == (1, 3)
-    assert rehearse(made).batch_size == 64
-
-
-@pytest.fixture
-def sequences(monkeypatch):
-    """Two data sets of 5 steps, one with a target for each."""
-
-    def known(per_step_targets):
-        def load(root=None, *, download=False):
-            raise AssertionError("the data are loaded")
-
-        shape = Shape(classes=10, shape=(1, 8, 8), steps=5, per_step_targets=per_step_targets)
-        return describes(lambda: shape)(load)
-
-    sets = {"clips": known(False), "marked": known(True)}
-    get = registry.get
-    monkeypatch.setattr(registry, "get", lambda group, name: sets.get(name) or get(group, name))
-
-
-def test_sequences_have_their_own_steps(sequences):
-    made = parts(num_steps=None, dataset="clips")
-    assert made.rule.num_steps is None
-    assert {m.num_steps for m in made.net.modules() if hasattr(m, "num_steps")} == {5}
-    x, y = samples(made, 3)
-    assert (x.shape, y.shape) == ((5, 3, 1, 8, 8), (3,))
-    assert rehearse(made, 3).saved_bytes > 0
-    with pytest.raises(ValueError, match="num_steps=2, but data set clips has its own 5 steps"):
-        parts(dataset="clips")
-    assert networks.time_steps(recipe(num_steps=5, dataset="clips"), made.data) == 5
-
-
-def test_targets_of_every_step_have_a_mask(sequences):
-    made = replace(parts(), data=building.without_items(Shape(classes=7, shape=(4,), steps=5, per_step_targets=True)))
-    x, y, mask = samples(made, 3)
-    assert (x.shape, y.shape, mask.shape, mask.all()) == ((5, 3, 4), (5, 3), (5, 3), True)
-    assert y.max() < 7
-
-
-def test_a_data_set_describes_itself(monkeypatch):
-    get = registry.get
-    monkeypatch.setattr(registry, "get", lambda group, name: data.stack if name == "silent" else get(group, name))
-    with pytest.raises(ValueError, match="data set silent does not describe itself"):
-        parts(dataset="silent")
-
-
-def test_saved_bytes_do_not_grow_with_T_online_and_do_under_bptt():
-    def saved(T, rule):
-        """With one threshold and decay for all steps: a vector of T of them is itself saved."""
-        model = {"options": {"num_steps": None}}
-        return rehearse(parts(num_steps=T, model=model, train={"rule": rule}), 8).saved_bytes
-
-    assert saved(2, "sltt") == saved(6, "sltt") > 0
-    assert saved(6, "bptt") > 2 * saved(2, "bptt")
-
-
-def test_a_rehearsal_is_at_the_batch_size_of_the_recipe_unless_told():
-    made = parts(train={"batch_size": 48})
-    whole, few = rehearse(made), rehearse(made, 6)
-    assert (whole.batch_size, few.batch_size) == (48, 6)
-    assert whole.saved_bytes > 6 * few.saved_bytes
-    assert whole.parameters == 1714 and whole.seconds > 0 and whole.peak_memory_bytes > whole.saved_bytes
-
-
 @pytest.mark.parametrize("rule", ["random_bp", "bptt"])
 def test_mixed_precision(rule):
     made = parts(train={"rule": rule, "optimizer": {"options": {"lr": 0.1}}}, fabric={"precision": "bf16-mixed"})
@@ -266,57 +182,3 @@ def test_more_devices_than_there_are(monkeypatch):
     monkeypatch.setattr(building.os, "cpu_count", lambda: 2)
     with pytest.raises(ValueError, match="fabric.devices=3, but there are 2 CPUs"):
         parts(fabric={"devices": 3})
-
-
-def test_start_from_another_run(run_dir):
-    """With its weights, and with another rule, schedule and number of epochs."""
-    start = {"run": str(run_dir)}
-    begun = parts(start=start, train={"rule": "bptt"}).net.state_dict()
-    trained = networks.open_run(run_dir)[1].net.state_dict()
-    best = networks.open_run(run_dir, "best")[1].net.state_dict()
-    assert all(begun[name].equal(value) for name, value in trained.items())
-    from_best = parts(start=start | {"checkpoint": "best"}).net.state_dict()
-    assert all(from_best[name].equal(value) for name, value in best.items())
-    fresh = parts().net.state_dict()
-    assert not all(fresh[name].equal(value) for name, value in trained.items())
-
-
-def test_start_converted(run_dir):
-    convert = {"name": "swap_neurons", "options": {"name": "lmh", "num_steps": 2}}
-    made = parts(start={"run": str(run_dir), "convert": convert})
-    kinds = {type(module).__name__ for module in made.net.modules()}
-    assert "LMHNode" in kinds and "EMPFNode" not in kinds
-    trained = networks.open_run(run_dir)[1].net
-    assert made.net.features[3].conv.weight.equal(trained.features[3].conv.weight)
-    assert isinstance(made.rule, SLTT)
-    rehearse(made, 4)
-
-
-def test_a_start_that_does_not_fit(run_dir):
-    with pytest.raises(ValueError, match="last.ckpt is of another network"):
-        parts(start={"run": str(run_dir)}, model={"options": {"width": 8}})
-    with pytest.raises(ValueError, match="conversion qcfs_to_lmh: "):
-        parts(start={"run": str(run_dir), "convert": "qcfs_to_lmh"})
-    with pytest.raises(ValueError, match="conversion swap_neurons: .*'nope' is not a registered name of neurons"):
-        parts(start={"run": str(run_dir), "convert": {"name": "swap_neurons", "options": {"name": "nope"}}})
-
-
-def test_a_converted_run_is_trained_evaluated_and_not_packed(tmp_path, run_dir, tiny, capsys):
-    out, convert = str(tmp_path / "hybrid"), "{name: swap_neurons, options: {name: lmh, num_steps: 2}}"
-    options = [*tiny[:2], "--train.epochs=1", "--train.batch_size=256"]
-    assert main(["train", "--out", out, *options, f"--start.run={run_dir}", "--start.convert", convert]) == 0
-    capsys.readouterr()
-    assert main(["eval", out]) == 0
-    assert "accuracy 0." in capsys.readouterr().out
-    assert main(["export", out, "--to", str(tmp_path / "x.safetensors")]) == 2
-    assert "began from a converted network" in capsys.readouterr().err
-
-
-def test_default_recipes_rehearse_in_every_part():
-    for name in reader.names():
-        made = build(reader.build(reader.source(name)), rehearsal=True)
-        assert rehearse(made, 2).parameters > 0
-
-
-def test_recipes_default_is_complete():
-    assert build(Recipe(num_steps=2), rehearsal=True).optimizer.param_groups[0]["lr"] == 0.001

@@ -41,7 +41,7 @@ def fails(capsys):
         (["--train.epoch=1"], "unrecognized arguments: --train.epoch=1"),
         (["--train.epochs=many"], "train.epochs='many' is not a whole number"),
         (["--train.epochs=[1"], "--train.epochs: while parsing a flow sequence"),
-        (["--num_steps=0"], "num_steps=0 must be from 1 to 100000"),
+        (["--num_steps=0"], "num_steps=0 must be from 1 to 10000"),
         (["--num_steps=null"], "num_steps=null, but data set digits is static"),
         (["--train.epochs=0"], "train.epochs=0 must be from 1 to 100000"),
         (["--train.workers=1000000000000"], "train.workers=1000000000000 must be from 0 to 256"),
@@ -215,7 +215,7 @@ def test_the_process_says_it_the_same_way(tmp_path):
     command = [sys.executable, "-c", "import sys; from sj_online.app.cli import main; sys.exit(main())"]
     done = subprocess.run([*command, "train", "--num_steps=0", "--out", tmp_path / "run"], capture_output=True)
     assert (done.returncode, done.stdout) == (2, b"")
-    assert done.stderr == b"sj-online: error: num_steps=0 must be from 1 to 100000\n"
+    assert done.stderr == b"sj-online: error: num_steps=0 must be from 1 to 10000\n"
 
 
 def test_what_is_not_ours_keeps_its_traceback(tmp_path, monkeypatch, capsys):
