@@ -80,6 +80,12 @@ def train_batch(parts: Parts, batch: Batch) -> tuple[Result, Tensor]:
         return parts.rule.train_step(prepared(parts, x), y, *mask), y
 
 
+def predict(parts: Parts, x: Tensor) -> Tensor:
+    """The mean output ``[N, classes]`` over the steps."""
+    with parts.fabric.autocast():
+        return parts.rule.predict(prepared(parts, x))
+
+
 def prepared(parts: Parts, x: Tensor) -> Tensor:
     """An input in the precision and the memory format that the recipe asks for."""
     x = parts.fabric.strategy.precision.convert_input(x)

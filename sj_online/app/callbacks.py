@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from sj_online.app import batches
 from sj_online.app.loop import Run, device_name, on_first
 from sj_online.app.state import not_finite
 from sj_online.trainer.topology import is_neuron
@@ -172,11 +173,11 @@ class FiringRates:
 
     def on_epoch(self, run: Run) -> None:
         """Predict a batch and count the outputs that are not zero."""
-        if run.validation is None:
+        batch = next(iter(run.validation), None) if run.validation is not None else None
+        if batch is None:
             return
-        x = next(iter(run.validation))[0]
         with _counted(run.parts.net) as rates, torch.compiler.set_stance("force_eager"):
-            run.parts.rule.predict(x)
+            batches.predict(run.parts, batch[0])
         means = {name: float(fired / of) for name, (fired, of) in rates.items() if of}
         run.metrics["firing_rate"] = sum(means.values()) / len(means) if means else 0.0
         run.metrics |= {f"firing_rate/{name}": value for name, value in means.items()}

@@ -103,9 +103,7 @@ def evaluate(parts: Parts, data: Iterable[Batch]) -> dict[str, float]:
     """The accuracies over batches, see :func:`~sj_online.app.batches.evaluation`, on all ranks together."""
     stats = Statistics(parts.data.classes).to(parts.fabric.device)
     for x, y, *mask in data:
-        with parts.fabric.autocast():
-            output = parts.rule.predict(batches.prepared(parts, x))
-        stats.count(output, y, mask)
+        stats.count(batches.predict(parts, x), y, mask)
     return {name: value for name, value in stats.results().items() if name != "loss"}
 
 

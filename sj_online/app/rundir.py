@@ -2,16 +2,27 @@
 
 import fcntl
 import json
+import os
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from sj_online.files import append_line, is_temporary, replacing, sync_folder, whole_lines
 
 PACKAGE = Path(__file__).parents[1]
-_CLAIMED: set[Path] = set()  # by this process, against which its own record locks do not guard
+_HELD: set[IO[str]] = set()
+
+
+def _let_go() -> None:
+    """The lock lives as long as a process has its file open: a worker must not outlive the run with it."""
+    for lock in _HELD:
+        lock.close()
+    _HELD.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 class RunDirectory:
@@ -62,20 +73,17 @@ class RunDirectory:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the lock. Record locks belong to one process: loader workers, which are forked, do not inherit them."""
-        busy = f"{self.path} is in use: another process is training there"
+        """Hold the lock; processes that are forked meanwhile, such as loader workers, let go of it at once."""
         with (self.path / ".lock").open("a") as lock:
-            if self.path in _CLAIMED:
-                raise ValueError(busy)
             try:
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError) as error:
-                raise ValueError(busy) from error
-            _CLAIMED.add(self.path)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(f"{self.path} is in use: another process is training there") from error
+            _HELD.add(lock)
             try:
                 yield
             finally:
-                _CLAIMED.remove(self.path)
+                _HELD.discard(lock)
 
     def check_free(self, resume: bool) -> None:
         """Raise if the directory holds a run that is not to be resumed, or one that cannot be."""

@@ -43,9 +43,14 @@ def test_the_lock_is_held_by_the_process_and_not_by_its_workers(tmp_path):
 
 
 def test_a_process_does_not_claim_twice_and_may_claim_again(tmp_path):
-    with RunDirectory(tmp_path).claim("", False), pytest.raises(ValueError, match="another process is training"):
-        claimed(tmp_path, resume=True)
-    assert claimed(tmp_path, resume=True) == [".lock", "config.yaml"]
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    ask = [sys.executable, "-c", HOLD.replace("sleep(60)", "sleep(0)"), str(tmp_path / "run")]
+    with RunDirectory(tmp_path / "run").claim("", False):
+        for path in ("run", "link"):
+            with pytest.raises(ValueError, match="another process is training"):
+                claimed(tmp_path / path, resume=True)
+        assert b"another process is training" in subprocess.run(ask, capture_output=True).stderr
+    assert claimed(tmp_path / "run", resume=True) == [".lock", "config.yaml"]
 
 
 def test_the_configuration_is_written_in_new_folders(tmp_path):
