@@ -81,9 +81,10 @@ def train_batch(parts: Parts, batch: Batch) -> tuple[Result, Tensor]:
 
 
 def predict(parts: Parts, x: Tensor) -> Tensor:
-    """The mean output ``[N, classes]`` over the steps."""
+    """The mean output ``[N, classes]`` over the steps, with per-step targets that of each step ``[T, N, classes]``."""
+    options: dict[str, Any] = {"reduce": "none"} if parts.data.per_step_targets else {}
     with parts.fabric.autocast():
-        return parts.rule.predict(prepared(parts, x))
+        return parts.rule.predict(prepared(parts, x), **options)
 
 
 def prepared(parts: Parts, x: Tensor) -> Tensor:

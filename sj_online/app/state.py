@@ -2,11 +2,12 @@
 
 import hashlib
 import math
+import mmap
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -227,14 +228,10 @@ def _finite(number: float) -> bool:
     return abs(number) < 2**63 if isinstance(number, int) else math.isfinite(number)
 
 
-def _digest(file: Any, size: int) -> bytes:
+def _digest(file: BinaryIO, size: int) -> bytes:
     """The checksum of the first ``size`` bytes."""
-    file.seek(0)
-    digest = hashlib.sha256()
-    while size > 0 and (chunk := file.read(min(size, 1 << 20))):
-        digest.update(chunk)
-        size -= len(chunk)
-    return digest.digest()
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole, memoryview(whole) as view:
+        return hashlib.sha256(view[:size]).digest()
 
 
 def _line(error: Exception) -> str:

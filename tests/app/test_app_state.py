@@ -65,6 +65,7 @@ def test_a_written_state_is_read_as_it_was(tmp_path):
     path = tmp_path / "a[0]*.ckpt"
     parts = small.parts()
     now = state.capture(parts, Statistics(10), Progress(epochs=3))
+    assert all(value.is_meta for value in state.forms(now)["net"].values())
     state.write(path, now)
     read = state.read(path)
     assert read.keys() == now.keys()
@@ -91,6 +92,16 @@ def test_a_flipped_bit(trained, tmp_path, place):
         path.write_bytes(data)
 
     assert problem(trained, tmp_path, flip) == ("OUT/last.ckpt is damaged: its bytes do not match their checksum")
+
+
+def test_a_checkpoint_of_a_gpu_is_read_without_one(trained, tmp_path):
+    path = tmp_path / "x.ckpt"
+    body = (trained / "last.ckpt").read_bytes()[: -len(MARK) - 32]
+    path.write_bytes(body.replace(b"X\x03\x00\x00\x00cpu", b"X\x03\x00\x00\x00gpu"))
+    sealed(path)
+    with pytest.raises(RuntimeError, match="tagged with gpu"):
+        torch.load(path, weights_only=True)
+    assert state.read(path)["net"]["1.weight"].device.type == "cpu"
 
 
 class Evil:
@@ -188,6 +199,36 @@ NAN, INF = float("nan"), float("inf")
 )  # fmt: skip
 def test_what_does_not_fit(trained, tmp_path, place, value, message):
     assert message in problem(trained, tmp_path, put(place, value))
+
+
+def test_differences():
+    def found(here, there):
+        return list(state.differences(here, there, "x"))
+
+    same = {"text": "min", "none": None, "number": 1, "list": [1.0, (2, True)], "best": INF}
+    assert not found(same, {"text": "max", "none": [3], "number": 2.5, "list": (2, [1, 0.5]), "best": 0.1})
+    assert found({"text": "min"}, {"text": 3}) == ["x.text is a int, and a str here"]
+    assert found({1: {"a": 0}}, {1: {"a": INF}}) == ["x.1.a is inf, and 0 here"]
+    assert found([1, [2]], [1, [2, 3]]) == ["x.1 is [2, 3], and [2] here"]
+    assert found((1,), 1) == ["x is 1, and (1,) here"]
+    assert found({"a": 1, "b": 1, "c": 1, "d": 1}, {}) == ["x differs in a, b, c"]
+    assert not found(1, 2**63 - 1) and not found(1, -(2**63) + 1)
+    assert found(1, 2**63) and found(1, -(2**63))
+
+
+def test_not_finite():
+    bad = torch.tensor([1.0, NAN])
+    found = state.not_finite({"a": [torch.ones(2), (bad, 3)], "b": torch.ones(2, dtype=torch.int64), "c": bad}, "x")
+    assert list(found) == ["x.a.1.0", "x.c"]
+
+
+def test_progress_is_checked():
+    most = 2**63 - 1
+    assert Progress(batches=most, batch=most - 1, epoch=1, best_epoch=1).batches == most
+    for wrong in ({"batches": most + 1}, {"epoch": 1.0}, {"batch": -1}, {"epoch": 2, "batches": 9}, {"epoch": 1},
+                  {"best_epoch": 1}, {"seconds": 1}, {"best_accuracy": INF}, {"batch": 2, "batches": 1}):  # fmt: skip
+        with pytest.raises(ValueError):
+            Progress(**wrong)
 
 
 @pytest.mark.parametrize("part", ["net", "optimizer", "schedule", "rule", "precision", "metrics", "progress"])
