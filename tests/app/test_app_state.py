@@ -272,3 +272,35 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_checkpoint(trained, tmp_path
 def test_no_checkpoint(tmp_path):
     with pytest.raises(ValueError, match=f"there is no checkpoint {tmp_path}"):
         state.read(tmp_path)
+
+
+def scaling(parts, **held):
+    """Parts whose precision has a state, as that of fp16 on a GPU."""
+    precision = parts.fabric.strategy.precision
+    precision.state_dict, precision.load_state_dict = lambda: dict(held), held.update
+    return parts, held
+
+
+def test_the_scale_of_half_precision_comes_back_and_precision_may_change(trained, tmp_path):
+    path = tmp_path / "run" / "last.ckpt"
+    shutil.copytree(trained, path.parent)
+    rewritten(path, lambda loaded: loaded.update(precision={"scale": 8.0}))
+    for number, (given, message, expected) in enumerate(
+        [
+            ({"scale": 1.0}, None, {"scale": 8.0}),
+            ({}, None, {"scale": 8.0}),
+            ({"other": 1.0}, "differs in other, scale", {}),
+        ]
+    ):
+        parts, held = scaling(small.parts(), **given)
+        out = shutil.copytree(path.parent, tmp_path / str(number))
+        if message:
+            with pytest.raises(ValueError, match=f"of another recipe: precision {message}"):
+                fit(parts, out, resume=True)
+        else:
+            fit(parts, out, resume=True)
+            assert held == expected
+    rewritten(path, lambda loaded: loaded.update(precision={}))
+    parts, held = scaling(small.parts(), scale=2.0)
+    fit(parts, path.parent, resume=True)
+    assert held == {"scale": 2.0}
