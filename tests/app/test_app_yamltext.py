@@ -10,6 +10,7 @@ from sj_online.app import plain, yamltext
         ("1", 1),
         ("-12", -12),
         ("+1", 1),
+        ("010", 10),
         ("1e-3", 0.001),
         ("5E2", 500.0),
         (".5", 0.5),
@@ -60,7 +61,7 @@ def test_scalars_are_those_of_json(text, value):
         ("a: \x00", "special characters are not allowed"),
         ("\t", "cannot start any token"),
         ("9" * 5000, "Exceeds the limit"),
-        ("a" * (yamltext.SIZE + 1), f"more than {yamltext.SIZE} characters"),
+        ("a" * 65537, "more than 65536 characters"),
     ],
 )
 def test_what_is_not_read(text, message):
@@ -89,6 +90,14 @@ def test_what_is_written_is_read_again(value):
     again = yamltext.parse(yamltext.dump({"a": value, "b": [value, value]}))
     assert again == {"a": value, "b": [value, value]}
     assert type(again["a"]) is type(value)
+
+
+def test_the_order_of_keys_stays():
+    assert yamltext.dump({"b": 1, "a": "é"}) == "b: 1\na: é\n"
+
+
+def test_the_largest_text():
+    assert len(yamltext.parse("x" * 65536)) == 65536
 
 
 def test_shared_values_are_written_out():
