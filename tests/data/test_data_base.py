@@ -56,6 +56,9 @@ def test_sequences_put_time_first():
     x, y = stack_sequences(items)
     assert x.shape == (3, 4, 2) and y.tolist() == [0, 1, 2, 3]
     assert x[2, 3].tolist() == [34, 35]
+    x, y, mask = stack_sequences([(torch.ones(3, 2), torch.ones(3))])
+    assert x.shape == (3, 1, 2) and y.shape == mask.shape == (3, 1)
+    assert len(stack_sequences(items[:1])) == 2
 
 
 def test_shorter_sequences_are_filled_up_and_masked():

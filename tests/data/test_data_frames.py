@@ -1,3 +1,4 @@
+import fcntl
 import multiprocessing
 import pickle
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from spikingjelly.datasets import utils
 
 from sj_online.data import frames
-from sj_online.data.frames import Frames, Integration, prepare
+from sj_online.data.frames import Frames, Integration, locked, prepare
 
 SIZE = (6, 5)
 
@@ -164,6 +165,13 @@ def test_a_damaged_recording_is_named(tmp_path):
     np.savez(paths[1], **{key: np.array([print], dtype=object) for key in "txyp"})  # a pickle
     with pytest.raises(ValueError, match=f"{paths[1]} is damaged.*allow_pickle"):
         prepare(tmp_path, integration, paths, [0] * 4)
+
+
+def test_a_lock_is_for_one_at_a_time(tmp_path):
+    with locked(tmp_path), open(tmp_path / ".preparing.lock") as other, pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with open(tmp_path / ".preparing.lock") as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _slow(folder, log):
