@@ -115,8 +115,7 @@ def stack_sequences(items: list[Item]) -> Batch:
     if targets[0].dim() == 0:
         return x, torch.stack(targets)
     masks = [
-        torch.as_tensor(item[2]) if len(item) > 2 else torch.ones(len(y), dtype=torch.bool)
-        for item, y in zip(items, targets, strict=True)
+        torch.as_tensor(item[2]) if len(item) > 2 else torch.ones(len(item[1]), dtype=torch.bool) for item in items
     ]
     return x, _pad(targets), _pad(masks)
 

@@ -61,7 +61,7 @@ def _read(dataset: Any, name: str, folder: Path, download: bool, expected: str) 
         raise ValueError(f"{name}: {folder} should hold {expected}")
     given = {} if name == "cifar10_dvs" else {"train": True}
     try:
-        dataset(str(folder), data_type="event", **given)
+        dataset(str(folder), **given)
     except Exception as error:  # of an archive, a parser or the disk
         text = " ".join(str(error).split())
         raise ValueError(f"{name}: {_culprit(folder, error)} is damaged or incomplete: {text}") from error

@@ -31,6 +31,16 @@ def test_how_items_become_a_batch_follows_from_the_steps_unless_said(steps, defa
     assert DataSet(**parts, steps=steps, collate=len).collate is len
 
 
+def test_a_shape_is_said_by_name():
+    assert Shape(classes=2, shape=(1,)) == Shape(classes=2, shape=(1,), steps=None, per_step_targets=False)
+    with pytest.raises(TypeError):
+        Shape(2, (1,))
+    with pytest.raises(TypeError):
+        DataSet(2, (1,), train=[], validation=None, test=[])
+    with pytest.raises(AttributeError):
+        Shape(classes=2, shape=(1,)).classes = 3
+
+
 def test_describe_takes_the_options_of_the_data_set_with_their_defaults():
     @describes(lambda size, steps: Shape(classes=3, shape=(size,), steps=steps))
     def made(root=None, *, download=False, size=4, steps, seed=0):
@@ -56,6 +66,9 @@ def test_sequences_put_time_first():
     x, y = stack_sequences(items)
     assert x.shape == (3, 4, 2) and y.tolist() == [0, 1, 2, 3]
     assert x[2, 3].tolist() == [34, 35]
+    x, y, mask = stack_sequences([(torch.ones(3, 2), torch.ones(3))])
+    assert x.shape == (3, 1, 2) and y.shape == mask.shape == (3, 1)
+    assert len(stack_sequences(items[:1])) == 2
 
 
 def test_shorter_sequences_are_filled_up_and_masked():

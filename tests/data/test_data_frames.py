@@ -1,3 +1,4 @@
+import fcntl
 import multiprocessing
 import pickle
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from spikingjelly.datasets import utils
 
 from sj_online.data import frames
-from sj_online.data.frames import Frames, Integration, prepare
+from sj_online.data.frames import Frames, Integration, locked, prepare
 
 SIZE = (6, 5)
 
@@ -166,6 +167,13 @@ def test_a_damaged_recording_is_named(tmp_path):
         prepare(tmp_path, integration, paths, [0] * 4)
 
 
+def test_a_lock_is_for_one_at_a_time(tmp_path):
+    with locked(tmp_path), open(tmp_path / ".preparing.lock") as other, pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with open(tmp_path / ".preparing.lock") as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def _slow(folder, log):
     real = frames._build
 
@@ -198,7 +206,7 @@ def test_frames_are_pickled_without_the_data(tmp_path):
     x, _ = data[1]
     copy = pickle.loads(pickle.dumps(data))
     assert len(pickle.dumps(data)) < 1000 and copy[1][0].equal(x)
-    assert data.mapped is not None and isinstance(Frames(Path("x"), [1]), torch.utils.data.Dataset)
+    assert isinstance(data.mapped, np.memmap) and isinstance(Frames(Path("x"), [1]), torch.utils.data.Dataset)
 
 
 def test_counts_beyond_a_byte_are_kept(tmp_path):

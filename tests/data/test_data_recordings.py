@@ -56,6 +56,11 @@ def test_what_a_crash_left_is_made_anew(packed):
     assert listing(packed) == whole and not (packed / "events_np.building").exists()
 
 
+def test_a_crash_before_anything_was_unpacked(packed):
+    (packed / "events_np.building").touch()
+    assert len(n_mnist(str(packed), frames=2).test) == 10
+
+
 def test_what_was_unpacked_by_hand_is_not_removed(tmp_path):
     write_n_mnist(tmp_path)
     (tmp_path / "events_np").mkdir()

@@ -95,6 +95,15 @@ def test_recall_out_of_range(options):
         delayed_recall(**options)
 
 
+def test_recall_by_default():
+    data = delayed_recall()
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [2000, 1000, 1000]
+    x, y, mask = data.train[0]
+    assert x.shape == (100, 6) and x[:, :4].sum() == x[:5, y[0]].sum() == mask.sum() == 5
+    assert 0 < x[:, 4].sum() < 30 and torch.stack([x[:, 4] for x, *_ in list(data.test)]).mean() < 0.12
+    assert x.equal(delayed_recall(seed=0).train[0][0])
+
+
 def test_recall_at_the_ends_of_the_range():
     assert len(delayed_recall(cue=60, recall=40, noise=0).train[0][1]) == 100
     data = delayed_recall(cue=1, recall=1, steps=2, classes=2, count=2, noise=1)
