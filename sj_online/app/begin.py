@@ -29,7 +29,6 @@ def trial(parts: Parts) -> tuple[int, state.State]:
     before = copy.deepcopy(state.capture(parts, stats, Progress()))
     places = next(iter(batches.training_sampler(parts)))
     batch = parts.fabric.to_device(parts.data.collate([parts.data.train[place] for place in places]))
-    batches.seed(parts, 0, 0)
     parts.net.train()
     try:
         with SavedBytes([*parts.net.parameters(), batch[0]]) as saved:

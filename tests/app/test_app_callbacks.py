@@ -347,3 +347,19 @@ def test_a_closed_stdout_loses_no_epoch(tmp_path):
     process.join(60)
     assert state.read(tmp_path / "run" / "last.ckpt")["progress"]["epoch"] >= 1
     assert resumed(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_and_fires_as_another(tmp_path):
+    """Hooks that come after the compilation are ignored by compiled code."""
+    for name in ("eager", "compiled"):
+        parts = small.parts(small.recipe(epochs=1), callbacks=[FiringRates(), *usual(minutes=9.0)])
+        if name == "compiled":
+            parts.net.compile(backend="aot_eager")
+        fit(parts, tmp_path / name)
+    eager, compiled = (lines(tmp_path / name)[0] for name in ("eager", "compiled"))
+    assert compiled["firing_rate"] == pytest.approx(eager["firing_rate"], abs=0.02)
+    assert compiled["firing_rate"] > 0.02
+    assert compiled["loss"] == pytest.approx(eager["loss"], abs=0.02)
+    state_of = [state.read(tmp_path / name / "last.ckpt")["net"].keys() for name in ("eager", "compiled")]
+    assert state_of[0] == state_of[1]

@@ -163,6 +163,22 @@ def test_a_foreign_error_keeps_its_traceback(tmp_path):
     assert "ValueError: invalid literal" in (tmp_path / "error.3.log").read_text()
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("one\n two\n", "one two"),
+        ("", ""),
+        ("Caught in worker 0.\nOriginal Traceback (most recent call last):\n  File x\nKeyError: 7\n", "KeyError: 7"),
+        ("x" * 1000, "x" * 300),
+    ],
+)
+def test_of_a_long_error_one_line_is_said(tmp_path, text, line):
+    directory = RunDirectory(tmp_path)
+    with pytest.raises(ValueError) as error, kept_errors(directory):
+        raise RuntimeError(text)
+    assert str(error.value) == f"RuntimeError: {line} (the traceback is in {directory.errors})"
+
+
 def test_an_error_of_ours_stays_as_it_is(tmp_path):
     directory = RunDirectory(tmp_path)
     (tmp_path / "last.ckpt").touch()

@@ -3,6 +3,8 @@ import os
 import pickle
 import resource
 import shutil
+import warnings
+import zipfile
 from functools import partial
 
 import pytest
@@ -40,8 +42,9 @@ def problem(trained, tmp_path, change, **parts):
     before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
     made = small.parts(small.recipe(epochs=parts.pop("epochs", 2)), **parts)
     weights = [p.detach().clone() for p in made.net.parameters()]
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError) as error, warnings.catch_warnings(record=True, action="always") as warned:
         fit(made, out, resume=True)
+    assert not warned
     assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
     assert all(map(torch.equal, weights, made.net.parameters()))
     assert "\n" not in str(error.value)
@@ -112,6 +115,12 @@ class Evil:
         return os.system, (f"touch {self.marker}",)
 
 
+def archive(path, *names):
+    with zipfile.ZipFile(path, "w") as file:
+        for name in ("data.pkl", "version", *names):
+            file.writestr(f"archive/{name}", pickle.dumps(FORMAT))
+
+
 def foreign(kind, tmp_path):
     evil = Evil(tmp_path / "run" / "evil")
     old = pickle.dumps({"format": FORMAT, "net": evil})
@@ -124,6 +133,7 @@ def foreign(kind, tmp_path):
         "sealed pickle": lambda path: (torch.save({"format": FORMAT, "net": evil}, path), sealed(path)),
         "sealed old pickle": lambda path: (path.write_bytes(old), sealed(path)),
         "sealed list": lambda path: (torch.save([FORMAT], path), sealed(path)),
+        "sealed script": lambda path: (archive(path, "constants.pkl"), sealed(path)),
         "another format": lambda path: rewritten(path, lambda loaded: loaded.update(format="sj_online run 2")),
     }[kind]  # fmt: skip
 
@@ -131,7 +141,7 @@ def foreign(kind, tmp_path):
 @pytest.mark.parametrize(
     "kind",
     ["text", "bytes", "weights", "pickle", "torch pickle", "sealed pickle", "sealed old pickle", "sealed list",
-     "another format"],
+     "sealed script", "another format"],
 )  # fmt: skip
 def test_foreign_files_run_no_code(trained, tmp_path, kind):
     assert problem(trained, tmp_path, foreign(kind, tmp_path)).startswith("OUT/last.ckpt is no checkpoint of a run")
