@@ -30,6 +30,13 @@ class Passing(Base):
         self.given |= {"c": c}
 
 
+class Narrow(Base):
+    """Takes less than its base."""
+
+    def __init__(self, net, *, c: int = 1):
+        super().__init__(net, a=c)
+
+
 def function(
     first, flag: bool = False, names: Sequence[str] = (), sizes: list[int] | None = None, fn: Callable | None = None,
     table: dict | None = None, color: Color = Color.RED, text: "str" = "", tensor: torch.Tensor | None = None, free=0,
@@ -52,6 +59,7 @@ def failing(first, x: int = 1):
 
 ENTRIES = {
     "Base": Base,
+    "Narrow": Narrow,
     "Passing": Passing,
     "function": function,
     "open_ended": open_ended,
@@ -91,6 +99,8 @@ def test_options_that_fit(name, options):
         ("Base", {"c": 1}, "model Base: c is not an option; it has a, b"),
         ("Base", {"net": 1}, "model Base: net is not an option"),
         ("Passing", {"d": 1}, "model Passing: d is not an option; it has a, b, c"),
+        ("Narrow", {"a": 1}, "model Narrow: a is not an option; it has c$"),
+        ("function", {"nope": 1}, "model function: nope is not an option; it has flag, names"),
         ("Passing", {"kwargs": {}}, "kwargs is not an option"),
         ("Passing", {"c": "z"}, "c='z' must be"),
         ("Base", {"a": "1"}, "a='1' must be int"),
