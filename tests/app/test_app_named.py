@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ class Narrow(Base):
 
 def function(
     first, flag: bool = False, names: Sequence[str] = (), sizes: list[int] | None = None, fn: Callable | None = None,
-    table: dict | None = None, color: Color = Color.RED, text: "str" = "", tensor: torch.Tensor | None = None, free=0,
+    table: dict | None = None, color: Color = Color.RED, text: "str" = "", tensor: torch.Tensor | None = None, free=0, noted: Annotated[int, "a note"] = 0,
 ):  # fmt: skip
     """Of one argument and options of every kind."""
     return dict(locals())
@@ -83,7 +83,7 @@ def entries(monkeypatch):
         ("Base", {"b": 0.5}),
         ("Passing", {"a": 2, "b": 1.0, "c": "y"}),
         ("function", {"flag": True, "names": ["a"], "sizes": [1, 2], "table": {"x": 1}, "color": "red", "text": "t"}),
-        ("function", {"names": [], "sizes": None, "free": "anything"}),
+        ("function", {"names": [], "sizes": None, "free": "anything", "noted": 3}),
         ("open_ended", {"whatever": [1]}),
         ("unreadable", {"x": "as far as it can be told"}),
     ],
@@ -117,6 +117,7 @@ def test_options_that_fit(name, options):
         ("function", {"table": []}, "table=.* must be dict"),
         ("function", {"color": "blue"}, "color='blue' must be one of red"),
         ("function", {"text": 1}, "text='1' must be str"),
+        ("function", {"noted": "1"}, "noted='1' must be"),
         ("open_ended", {"first": 1}, "model open_ended"),
     ],
 )
