@@ -94,7 +94,7 @@ class Checkpoint:
         minutes: between two checkpoints inside an epoch; 0 writes one after each batch.
     """
 
-    def __init__(self, minutes: float = 10.0) -> None:
+    def __init__(self, minutes: float) -> None:
         self.seconds = 60 * minutes
 
     def on_start(self, run: Run) -> None:

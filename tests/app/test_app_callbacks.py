@@ -86,6 +86,21 @@ def test_a_bar_on_a_terminal_only(tmp_path, monkeypatch, terminal):
     assert ("5/5" in text and "images/s" in text and "loss 2." in text) == terminal
 
 
+def test_the_bar_of_a_resumed_epoch_begins_where_it_was(tmp_path, monkeypatch):
+    class Stop:
+        def on_batch(self, run):
+            if run.progress.batches == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(small.parts(small.recipe(epochs=1), callbacks=[*usual(minutes=0.0), Stop()]), tmp_path)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(callbacks.tqdm, "update", lambda bar, update=callbacks.tqdm.update: update(bar) or True)
+    fit(small.parts(small.recipe(epochs=1)), tmp_path, resume=True)
+    assert "3/5" in sys.stderr.getvalue() and "5/5" in sys.stderr.getvalue()
+    assert "1/5" not in sys.stderr.getvalue()
+
+
 def test_stderr_may_be_closed(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stderr", None)
     fit(small.parts(), tmp_path)
@@ -252,6 +267,7 @@ def test_the_usual_callbacks():
     kinds = [type(each) for each in usual([own], minutes=3.0)]
     assert kinds == [Memory, Own, StopIfDiverged, Log, Checkpoint, Progress]
     assert usual(minutes=3.0)[3].seconds == 180
+    assert usual()[3].seconds == 600
 
 
 class Tell:

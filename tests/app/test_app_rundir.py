@@ -123,6 +123,8 @@ def test_metrics_go_to_the_file_and_to_tensorboard_and_purge_what_is_done_anew(t
     for epoch, loss in ((1, 0.75), (2, 0.5)):
         with directory.claim("", resume=True):
             directory.log({"epoch": epoch, "loss": loss})
+            seen = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+            assert seen[-1].value == loss  # before the run ends, in which way ever
             directory.checkpoint("last").touch()
         directory = RunDirectory(tmp_path)
     with directory.claim("", resume=True):
