@@ -71,7 +71,7 @@ def resume(parts: Parts, stats: Statistics, asked: Progress, form: state.State, 
         )
     if found.batch > (of := len(parts.data.train) // asked.batch_size):
         raise ValueError(f"{path} is damaged or of other data: {found.batch} batches of an epoch that has {of}")
-    note = f"resuming after epoch {found.epoch}" + f", batch {found.batch}" * (found.batch > 0)
+    note = f"resuming after epoch {found.epoch}" + f", batch {found.batch}" * bool(found.batch)
     respanned = found.epochs != asked.epochs and parts.schedule and not isinstance(parts.schedule, ReduceLROnPlateau)
     groups = _at_epoch(parts, found.epoch) if respanned else []
     if parts.schedule and respanned:
