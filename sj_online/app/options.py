@@ -43,7 +43,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     for path, kind in _keys():
         text = argparse.SUPPRESS if path.endswith((".name", ".options")) else helps[path]
         metavar = "NAME" if _named(kind) else path.rsplit(".", 1)[-1].upper()
-        group.add_argument(f"--{path}", action=Once, default=None, metavar=metavar, help=text)
+        group.add_argument(f"--{path}", action=Once, metavar=metavar, help=text)
 
 
 def changes(args: argparse.Namespace, dynamic: Sequence[tuple[str, str]] = ()) -> list[dict[str, Any]]:

@@ -39,7 +39,8 @@ class Narrow(Base):
 
 def function(
     first, flag: bool = False, names: Sequence[str] = (), sizes: list[int] | None = None, fn: Callable | None = None,
-    table: dict | None = None, color: Color = Color.RED, text: "str" = "", tensor: torch.Tensor | None = None, free=0, noted: Annotated[int, "a note"] = 0,
+    table: dict | None = None, color: Color = Color.RED, text: "str" = "", tensor: torch.Tensor | None = None, free=0,
+    noted: Annotated[int, "a note"] = 0,
 ):  # fmt: skip
     """Of one argument and options of every kind."""
     return dict(locals())

@@ -90,5 +90,6 @@ def test_every_option_has_a_description():
     shown = [action for action in parser._actions if action.help is not argparse.SUPPRESS]
     assert len(shown) > 25
     assert all(action.help and len(action.help) > 5 for action in shown)
-    assert "--train.rule " in parser.format_help()
+    assert "--train.rule NAME" in parser.format_help()
+    assert "--train.epochs EPOCHS" in parser.format_help()
     assert "--train.rule.name" not in parser.format_help()
