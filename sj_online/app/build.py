@@ -152,10 +152,9 @@ def try_one(parts: Parts) -> None:
     data, model = parts.data, f"model {parts.recipe.model.name}"
     name = f"data set {parts.recipe.dataset.name}"
     shape = (1, *data.shape) if data.steps is None else (data.steps, 1, *data.shape)
-    dtype = torch.float64 if parts.recipe.fabric.precision == "64-true" else torch.float32
     try:
         with parts.fabric.autocast():
-            output = parts.rule.predict(torch.zeros(shape, dtype=dtype, device=parts.fabric.device))
+            output = parts.rule.predict(torch.zeros(shape, device=parts.fabric.device))
     except Exception as error:
         raise ValueError(
             f"{model} cannot take the samples {tuple(data.shape)} of {name}: {' '.join(str(error).split())[:300]}"

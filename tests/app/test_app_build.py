@@ -12,7 +12,7 @@ from sj_online import data
 from sj_online.app import build as building
 from sj_online.app import networks
 from sj_online.app.build import build
-from sj_online.app.recipe import Named
+from sj_online.app.recipe import Device, Named
 from sj_online.app.rehearse import rehearse, samples
 from sj_online.trainer import OTTT
 
@@ -182,3 +182,25 @@ def test_more_devices_than_there_are(monkeypatch):
     monkeypatch.setattr(building.os, "cpu_count", lambda: 2)
     with pytest.raises(ValueError, match="fabric.devices=3, but there are 2 CPUs"):
         parts(fabric={"devices": 3})
+
+
+def test_evaluation_takes_no_more_than_it_needs():
+    fabric = {
+        "threads": 1,
+        "precision": "bf16-mixed",
+        "devices": 99,
+        "nodes": 9,
+        "accelerator": "cuda",
+        "compile": True,
+    }
+    asked = recipe(fabric=fabric, train={"workers": 9, "callbacks": ["nope"]}, dataset={"augment": ["nope"]})
+    made = building.for_evaluation(asked, parts().net)
+    assert made.recipe.fabric == Device(precision="bf16-mixed", threads=1)
+    assert (made.recipe.train.workers, made.recipe.train.callbacks) == (0, [])
+    assert made.fabric.strategy.precision.precision == "bf16-mixed"
+    assert len(made.data.test) == 450
+    assert made.optimizer is None
+
+
+def test_large_seeds():
+    parts(seed=2**40 + 7)
