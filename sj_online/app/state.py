@@ -195,8 +195,8 @@ def differences(here: Any, there: Any, name: str) -> Iterator[str]:
         if not isinstance(there, list | tuple) or len(here) != len(there):
             yield f"{name} is {str(there)[:40]}, and {str(here)[:40]} here"
             return
-        for index, pair in enumerate(zip(here, there, strict=True)):
-            yield from differences(*pair, f"{name}.{index}")
+        for index, value in enumerate(here):
+            yield from differences(value, there[index], f"{name}.{index}")
     elif isinstance(here, bool | int | float):
         if not isinstance(there, bool | int | float) or (_finite(here) and not _finite(there)):
             yield f"{name} is {str(there)[:40]}, and {here} here"

@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import time
+import warnings
 from dataclasses import replace
 from functools import partial
 
@@ -149,13 +150,34 @@ def test_more_epochs_on_resume(tmp_path, batches, capsys):
     with pytest.raises(KeyboardInterrupt):
         fit(small.parts(callbacks=[Log(), Stop(batches)]), tmp_path)
     parts = small.parts(small.recipe(epochs=6))
-    fit(parts, tmp_path, resume=True)
+    with warnings.catch_warnings(record=True, action="always") as warned:
+        fit(parts, tmp_path, resume=True)
+    assert not [warning for warning in warned if "lr_scheduler" in str(warning.message)]
     longer = [0.05 * (1 + math.cos(math.pi * epoch / 6)) for epoch in range(6)]
     done = (batches - 1) // 5
     assert [line["lr"] for line in lines(tmp_path)][done:] == pytest.approx(longer[done:])
     assert f"6 epochs in place of 2: the schedule goes on at lr {longer[done]:.4g}" in capsys.readouterr().out
     assert parts.schedule.last_epoch == 6
     assert state.read(tmp_path / "last.ckpt")["progress"]["epochs"] == 6
+
+
+def test_a_schedule_that_looks_at_the_loss_goes_on_as_it_is(tmp_path, capsys):
+    falls = lambda optimizer, epochs: ReduceLROnPlateau(optimizer, threshold=1e9, patience=1)  # noqa: E731
+    with pytest.raises(KeyboardInterrupt):
+        fit(small.parts(schedule=falls, callbacks=[Log(), Stop(7)]), tmp_path)
+    fit(small.parts(small.recipe(epochs=4), schedule=falls), tmp_path, resume=True)
+    assert [line["lr"] for line in lines(tmp_path)] == pytest.approx([0.1, 0.1, 0.01, 0.01])
+    assert capsys.readouterr().out.splitlines()[0] == "resuming after epoch 1, batch 2"
+
+
+def test_an_epoch_is_trained_in_training_mode(tmp_path, done):
+    class Evaluate:
+        def on_epoch(self, run):
+            run.parts.net.eval()
+
+    parts = small.parts(callbacks=[Evaluate()])
+    fit(parts, tmp_path)
+    assert all(torch.equal(value, done[0].net.state_dict()[name]) for name, value in parts.net.state_dict().items())
 
 
 def test_a_finished_run_goes_on_with_more_epochs(tmp_path, done):
@@ -338,6 +360,26 @@ def test_workers_stay(tmp_path):
     assert len(set(seen) - {float(os.getpid())}) == 2
 
 
+class Noise(Dataset):
+    """Draws for itself, without a seed of its own."""
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, place):
+        return torch.rand(1, 8, 8), 0
+
+
+def test_workers_are_seeded():
+    def first(seed, of_process):
+        parts = small.parts(replace(small.recipe(workers=1), seed=seed))
+        torch.manual_seed(of_process)
+        return next(iter(batches.load(parts, Noise(), batches.EpochSampler(64, 64, seed=0))))[0]
+
+    assert torch.equal(first(0, 1), first(0, 2))
+    assert not torch.equal(first(0, 1), first(1, 1))
+
+
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16-mixed", torch.float32), ("64-true", torch.float64)])
 def test_precision(tmp_path, precision, dtype):
     recipe = replace(small.recipe(epochs=1), fabric=replace(small.RECIPE.fabric, precision=precision))
@@ -396,6 +438,11 @@ def test_evaluate_leaves_the_network_as_it_was(done):
     assert found == {"accuracy": done[2]["test_accuracy"], "top5": done[2]["test_top5"]}
     assert parts.net.training
     assert all(torch.equal(value, before[name]) for name, value in parts.net.state_dict().items())
+
+
+def test_nothing_counted_is_no_warning():
+    with warnings.catch_warnings(action="error"):
+        assert math.isnan(begin.Statistics(10).results()["loss"])
 
 
 def test_few_classes_have_no_top5():

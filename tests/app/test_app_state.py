@@ -233,6 +233,7 @@ def test_not_finite():
 
 
 def test_progress_is_checked():
+    assert Progress() == Progress(0, 0, 0, 1, 1, 0, -1.0, 0.0)
     most = 2**63 - 1
     assert Progress(batches=most, batch=most - 1, epoch=1, best_epoch=1).batches == most
     for wrong in ({"batches": most + 1}, {"epoch": 1.0}, {"batch": -1}, {"epoch": 2, "batches": 9}, {"epoch": 1},
