@@ -118,13 +118,14 @@ def _line(error: Exception) -> str:
 
 
 def _loss(function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
-    """A loss with its options; the mark of a loss of a window stays."""
+    """A loss with its options; one of a window stays one."""
+    from sj_online.loss import OverWindow
+
     if not options:
         return function
-    loss = partial(function, **options)
-    if getattr(function, "over_window", False):
-        loss.over_window = True  # type: ignore[attr-defined]
-    return loss
+    if isinstance(function, OverWindow):
+        return OverWindow(partial(function.fn, **options))
+    return partial(function, **options)
 
 
 def parameters(call: Callable[..., Any], given: int) -> tuple[dict[str, inspect.Parameter], bool]:

@@ -1,5 +1,6 @@
 import io
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -157,7 +158,7 @@ def test_saved_bytes_do_not_grow_with_T_online(tmp_path):
 
 
 def test_a_nan_image_ends_the_run_before_it_is_saved(tmp_path):
-    """The loss stays finite, as a membrane that is NaN does not fire; the running statistics do not."""
+    """A membrane that is NaN does not fire, so the network's output stays finite; the loss that is reported does not."""
     data = small.digits()
 
     class Nan(torch.utils.data.Dataset):
@@ -175,9 +176,9 @@ def test_a_nan_image_ends_the_run_before_it_is_saved(tmp_path):
             watched.append(run.metrics["loss"])
 
     parts = small.parts(data=replace(data, train=Nan()), callbacks=[Watch(), *usual(minutes=10.0)])
-    with pytest.raises(ValueError, match=r"net\.\d\.\w+ is not finite after epoch 2: training diverged; a lower"):
+    with pytest.raises(ValueError, match="the loss is nan after epoch 2: training diverged; a lower"):
         fit(parts, tmp_path)
-    assert watched[1] == pytest.approx(watched[0], abs=1.0)
+    assert math.isfinite(watched[0]) and math.isnan(watched[1])
     assert len(lines(tmp_path)) == 1
     for which in ("last", "best"):
         assert state.read(tmp_path / f"{which}.ckpt")["progress"]["epoch"] == 1

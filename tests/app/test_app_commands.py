@@ -9,10 +9,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from sj_online import registry
-from sj_online.app import cli, outcome, reader
+from sj_online import prediction, registry
+from sj_online.app import batches, cli, outcome, reader
 from sj_online.app.cli import main
-from sj_online.trainer import Rule
 
 
 def accuracy(out):
@@ -42,8 +41,8 @@ def test_eval_of_the_directory_is_the_test_accuracy(run_dir, capsys):
 
 def test_eval_in_another_precision(run_dir, capsys, monkeypatch):
     seen = []
-    predict = Rule.predict
-    monkeypatch.setattr(Rule, "predict", lambda self, x: seen.append(predict(self, x)) or seen[-1])
+    predict = prediction.predict
+    monkeypatch.setattr(prediction, "predict", lambda *args: seen.append(predict(*args)) or seen[-1])
     assert main(["eval", str(run_dir), "--precision=bf16-mixed"]) == 0
     assert accuracy(capsys.readouterr().out) > 0.3
     assert {output.dtype for output in seen} == {torch.bfloat16}
@@ -59,7 +58,7 @@ def test_exported_file_predicts_what_the_run_predicts(tmp_path, run_dir, capsys,
     assert packed == trained
     ours, theirs = (outcome.open_for_evaluation(source, checkpoint=checkpoint) for source in (run_dir, file))
     x, _ = ours.data.collate([ours.data.test[i] for i in range(100)])
-    assert ours.rule.predict(x).equal(theirs.rule.predict(x))
+    assert batches.predict(ours, x).equal(batches.predict(theirs, x))
 
 
 def test_checkpoints_differ(run_dir):

@@ -37,7 +37,7 @@ def test_metrics_are_also_in_tensorboard(run_dir):
 def test_config_is_the_whole_recipe(run_dir):
     config = reader.load(run_dir / "config.yaml")
     assert (config.num_steps, config.train.epochs, config.train.rule.name) == (2, 2, "sltt")
-    assert config.model.options == {"width": 4}
+    assert config.model.options == {"width": 4, "stem": "float"}
     assert config.to_yaml() == (run_dir / "config.yaml").read_text()
 
 
@@ -50,7 +50,11 @@ def test_a_resumed_run_without_options_takes_its_own_recipe(tmp_path, tiny):
     assert [line["epoch"] for line in lines] == [1, 2]
     assert lines[1]["lr"] == pytest.approx(0.05)
     config = reader.load(tmp_path / "run" / "config.yaml")
-    assert (config.model.options, config.train.batch_size, config.train.epochs) == ({"width": 4}, 128, 2)
+    assert (config.model.options, config.train.batch_size, config.train.epochs) == (
+        {"width": 4, "stem": "float"},
+        128,
+        2,
+    )
 
 
 def test_resume_leaves_a_finished_run_alone(run_dir, tiny, capsys):
