@@ -158,7 +158,7 @@ def test_saved_bytes_do_not_grow_with_T_online(tmp_path):
 
 
 def test_a_nan_image_ends_the_run_before_it_is_saved(tmp_path):
-    """A membrane that is NaN does not fire, so the network's output stays finite; the loss that is reported does not."""
+    """A membrane that is NaN does not fire: the output stays finite, the loss that is reported does not."""
     data = small.digits()
 
     class Nan(torch.utils.data.Dataset):
