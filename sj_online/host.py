@@ -17,6 +17,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 # What the host's memopt wraps modules in; it has no public name.
 CHECKPOINTED = (CheckpointWrapper,)
+# Calls inside it are not seen by function modes.
+without_modes = torch._C.DisableTorchFunction
 
 # What nn.Module keeps in an instance for itself; everything else in there belongs to the module.
 INTERNAL = frozenset(vars(nn.Module())) | {"forward", "_compiled_call_impl", "_step_mode", "_backend"}
@@ -71,6 +73,15 @@ def attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, value in vars(module).items():
         if name not in INTERNAL:
             yield name, value
+
+
+def checkpointed(net: nn.Module) -> dict[nn.Module, nn.Module]:
+    """What the host's memopt has wrapped: the modules inside by their wrappers.
+
+    A wrapper has bound what it runs when it was made (a neuron's functional form), so that a forward put into the
+    module inside is not run.
+    """
+    return {m: m._checkpoint_wrapped_module for m in net.modules() if isinstance(m, CHECKPOINTED)}  # type: ignore[misc]
 
 
 def storage(tensor: Tensor) -> StorageWeakRef | None:

@@ -213,8 +213,8 @@ def find(net: nn.Module, frames: Frames, k: int = 1) -> Found:
         >>> find(net, Frames(torch.rand(2, 8), num_steps=6)).places
         {'0': Place(role='input', neurons=('1',)), '2': Place(role='readout', neurons=('1',))}
     """
-    probe = _Probe(net)
     with looked_at(net), torch.no_grad():
+        probe = _Probe(net)
         host.reset(net)
         run = Unroll(net, frames)
         if run.mode == "m" and frames.N in (1, k):
@@ -280,6 +280,7 @@ def _probed(net: nn.Module, probe: _Probe) -> Iterator[None]:
         return forward
 
     watched = {m: forward_of(n, m) for n, m in net.named_modules() if is_synapse(m) or is_neuron(m)}
+    watched |= {wrapper: inner.__call__ for wrapper, inner in host.checkpointed(net).items()}
     names = {m: n for n, m in net.named_modules()}
     kept = host.watch_resets(net, lambda module: probe.found.reset.setdefault(names[module]))
     try:
