@@ -28,8 +28,8 @@ _SUMS: dict[Any, Any] = {
     torch.addmv: torch.mv,
     Tensor.addmv: torch.mv,
 }
-# Functions that torch writes in Python around calls of these.
-COMPOSITES = {F.multi_head_attention_forward}
+# Functions that torch writes in Python around calls of these; a backward pass runs again what is checkpointed.
+COMPOSITES = {F.multi_head_attention_forward, Tensor.backward, torch.autograd.backward}
 CALLS = frozenset({*_SLOTS, *_PRODUCTS, *_SUMS})
 
 
@@ -58,7 +58,9 @@ def product(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Product
             return None
         return Product(operands[0], operands[1], lambda a, b: torch.einsum(args[0], a, b))
     if func in _PRODUCTS:
-        rest = {name: value for name, value in kwargs.items() if name not in ("a", "input", "other", "mat2", "b", "vec2")}
+        rest = {
+            name: value for name, value in kwargs.items() if name not in ("a", "input", "other", "mat2", "b", "vec2")
+        }
         operands = [*args[:2], *(value for name, value in kwargs.items() if name not in rest)]
         if len(operands) != 2 or kwargs.get("out") is not None:
             return None

@@ -27,8 +27,13 @@ from sj_online.unroll import Unroll
 
 EARLIER = -1
 aten = torch.ops.aten
-# Products of matrices: where one of these meets a weight outside of a known call, the weight is not traced.
-_PRODUCTS = {aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.mv, aten.addmv, aten.convolution, aten._trilinear}
+# Products of matrices, and where their factors stand: where one of these meets a weight outside of a known call, the
+# weight is not traced.
+_PRODUCTS = {
+    **dict.fromkeys((aten.mm, aten.bmm, aten.mv, aten.convolution), slice(0, 2)),
+    **dict.fromkeys((aten.addmm, aten.baddbmm, aten.addmv), slice(1, 3)),
+    aten._trilinear: slice(0, 3),
+}
 
 # Take a shape, a dtype and a device from a tensor, and no value.
 _OF_A_SHAPE = {
@@ -125,9 +130,11 @@ class _Sources(TorchDispatchMode):
         given = [self.of(tensor) for tensor in tensors((args, kwargs or {}))]
         labels = frozenset().union(*given)
         self.set(output, labels)
-        if not self.known_call and getattr(func, "overloadpacket", None) in _PRODUCTS:
-            weights = [g for g in given if g and all(label[0] == "weight" for label in g)]
-            if any(label[0] != "weight" for label in labels):
+        kind = getattr(func, "overloadpacket", None)
+        if not self.known_call and kind in _PRODUCTS:
+            factors = [self.of(tensor) for tensor in tensors(args[_PRODUCTS[kind]])]
+            weights = [g for g in factors if g and all(label[0] == "weight" for label in g)]
+            if any(label[0] != "weight" for g in factors for label in g):
                 self.products |= dict.fromkeys(label[1] for g in weights for label in g)
         return output
 
@@ -250,6 +257,7 @@ def display_name(parameter: str) -> str:
         >>> display_name("m.weight"), display_name("attn.in_proj_weight"), display_name("W")
         ('m', 'attn.in_proj_weight', 'W')
     """
+    parameter = host.shown(parameter)
     module, _, last = parameter.rpartition(".")
     if ".parametrizations.weight." in f".{parameter}":
         return f".{parameter}".partition(".parametrizations.weight.")[0].lstrip(".")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from sj_online import host
 from sj_online.topology import display_name
 
 
@@ -26,7 +27,7 @@ def table(net: nn.Module, ways: dict[str, Way]) -> str:
     modules = dict(net.named_modules())
     rows = [(name, type(modules[name]).__name__ if name in modules else "parameter", way) for name, way in ways.items()]
     roles = any(way.role for _, _, way in rows)
-    cells = [(name, kind, *([way.role] if roles else [])) for name, kind, way in rows]
+    cells = [(host.shown(name), kind, *([way.role] if roles else [])) for name, kind, way in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "  " + "  ".join([*map(str.ljust, row, widths), way.how]) for row, (_, _, way) in zip(cells, rows, strict=True)

@@ -61,8 +61,9 @@ class TracedRule(Rule):
         self.places: dict[str, Place] = {}
         self.traces: dict[str, Trace] = {}
         self.functional: dict[str, tuple[str, ...]] = {}
+        self.products: tuple[str, ...] = ()
         self._unseen: set[str] = set()
-        known = {name for name, module in net.named_modules() if is_synapse(module)}
+        known = {host.shown(name) for name, module in net.named_modules() if is_synapse(module)}
         known |= {display_name(name) for name, _ in net.named_parameters(remove_duplicate=False)}
         named: list[tuple[str, str]] = [("trace", name) for name in self.trace]
         if isinstance(self.trace_decay, dict):
@@ -83,10 +84,12 @@ class TracedRule(Rule):
     def looked(self, frames: Frames) -> None:
         """Place a trace in every synapse, and check that each has one leak."""
         found = self.inspection.found
-        for name in found.products:
+        before, self.products = self.products, tuple(map(host.shown, found.products))
+        if self.products and self.products != before:
+            names = ", ".join(map(repr, self.products))
             check.warn(
-                f"the weight {name!r} is not linear in one input (a bilinear layer, or a product that is not traced):"
-                " its gradient is made of the spikes of the step"
+                f"not linear in one input (a bilinear layer, or a product that is not traced): {names}; their gradients"
+                " are made of the spikes of the step"
             )
         known = self.places  # their leaks were one when they were found
         self._build(found.places, {name: found.parameters[name] for name in found.functional})
@@ -131,8 +134,8 @@ class TracedRule(Rule):
         for name, now in self._gradients_now().items():
             if now != before[name] and id(self._weight(name)) not in used:
                 raise RuntimeError(
-                    f"the synapse {name!r} is to be traced, but its weight got a gradient from a call that was not seen"
-                    f" when the rule looked at the network: make a new rule, or give trace={{{name!r}: False}}"
+                    f"the synapse {host.shown(name)!r} is to be traced, but its weight got a gradient from a call that was not seen"
+                    f" when the rule looked at the network: make a new rule, or give trace={{{host.shown(name)!r}: False}}"
                 )
 
     @contextmanager
@@ -158,7 +161,7 @@ class TracedRule(Rule):
 
     def _opted_out(self, name: str) -> bool:
         names = {name, *map(display_name, self.functional.get(name, ()))}
-        return not all(self.trace.get(each, True) for each in names)
+        return not all(self.trace.get(host.shown(each), True) for each in names)
 
     def _forwards(self) -> dict[nn.Module, Callable[..., Any]]:
         """The forwards that the traces are in."""
@@ -194,7 +197,7 @@ class TracedRule(Rule):
 
     def _given(self, name: str) -> float | None:
         """The leak that the user gave a synapse."""
-        return self.trace_decay.get(name) if isinstance(self.trace_decay, dict) else self.trace_decay
+        return self.trace_decay.get(host.shown(name)) if isinstance(self.trace_decay, dict) else self.trace_decay
 
     def _leak(self, name: str, t: int) -> leak.Leak:
         given = self._given(name)
@@ -210,10 +213,16 @@ class TracedRule(Rule):
         """The synapses: their place, and trace, spike or opted out."""
         if not self.places:
             return {name: Way("", "place and leak are found at the first training step") for name in super().ways()}
-        return {
+        ways = {
             name: Way(self.places[name].role if name in self.places else "not yet called", self._describe(name))
             for name in [*self.places, *sorted(self._unseen)]
         }
+        for name, (_, *others) in self.functional.items():
+            for other in map(display_name, others):
+                ways.setdefault(other, Way(ways[name].role, f"{ways[name].how}, with {name}"))
+        for name in map(display_name, self.products):
+            ways.setdefault(name, Way("", "spike, not linear in one input"))
+        return ways
 
     def _describe(self, name: str) -> str:
         if self._opted_out(name):
@@ -226,5 +235,5 @@ class TracedRule(Rule):
         if name in self._unseen:
             return f"{what} when called"
         first, *others = self.places[name].neurons or ("",)
-        of = f"of {first}{f' and {len(others)} more' if others else ''}"
+        of = f"of {host.shown(first)}{f' and {len(others)} more' if others else ''}"
         return f"{what}, {leak.of_place_described(self.net, self.places[name])} {of}"

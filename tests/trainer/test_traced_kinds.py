@@ -6,8 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from trace_oracles import D, Between, Oracle, assert_traced, batch
+from trace_oracles import Between, D, Oracle, assert_traced, batch
 
 TRANSPOSED = {
     "1d": (lambda: nn.ConvTranspose1d(4, 6, 3, stride=2, output_padding=1, groups=2), (4, 5)),

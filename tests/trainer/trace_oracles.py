@@ -79,3 +79,11 @@ def assert_traced(net: nn.Module, oracle: nn.Module, xy: tuple[Tensor, Tensor], 
         torch.testing.assert_close(g, expected[name], rtol=0, atol=1e-12, msg=lambda text, name=name: f"{name} {text}")
     for name in names:
         assert (plain[name] - expected[name]).abs().max() > 1e-4, name
+
+
+def rule(net: nn.Module, **kwargs) -> OTTT:
+    return OTTT(net, torch.optim.SGD(net.parameters(), 0.1), **kwargs)
+
+
+def roles(made: OTTT) -> dict[str, str]:
+    return {name: place.role for name, place in made.places.items()}
