@@ -58,9 +58,8 @@ def product(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Product
             return None
         return Product(operands[0], operands[1], lambda a, b: torch.einsum(args[0], a, b))
     if func in _PRODUCTS:
-        rest = {
-            name: value for name, value in kwargs.items() if name not in ("a", "input", "other", "mat2", "b", "vec2")
-        }
+        factors = ("a", "input", "other", "mat2", "b", "vec2")
+        rest = {name: value for name, value in kwargs.items() if name not in factors}
         operands = [*args[:2], *(value for name, value in kwargs.items() if name not in rest)]
         if len(operands) != 2 or kwargs.get("out") is not None:
             return None

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sj_online import contraction, host
 from sj_online.contraction import Weights
@@ -21,27 +20,10 @@ from sj_online.frames import Frames
 from sj_online.install import replaced_forwards
 from sj_online.layer import is_synapse
 from sj_online.neuron.leak import is_neuron
+from sj_online.sources import Sources
 from sj_online.state import looked_at
 from sj_online.tree import tensors
 from sj_online.unroll import Unroll
-
-EARLIER = -1
-aten = torch.ops.aten
-# Products of matrices, and where their factors stand: where one of these meets a weight outside of a known call, the
-# weight is not traced.
-_PRODUCTS = {
-    **dict.fromkeys((aten.mm, aten.bmm, aten.mv, aten.convolution), slice(0, 2)),
-    **dict.fromkeys((aten.addmm, aten.baddbmm, aten.addmv), slice(1, 3)),
-    aten._trilinear: slice(0, 3),
-}
-
-# Take a shape, a dtype and a device from a tensor, and no value.
-_OF_A_SHAPE = {
-    getattr(aten, name)
-    for kind in ("empty", "zeros", "ones", "full", "rand", "randn", "randint")
-    for name in (f"{kind}_like", f"new_{kind}")
-    if hasattr(aten, name)
-}
 
 
 @dataclass(frozen=True)
@@ -90,62 +72,13 @@ class _Call:
     raw: bool
 
 
-class _Sources(TorchDispatchMode):
-    """Follows what every tensor comes from, by its memory: views, changes in place and detaching keep it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.of_storage: dict[Any, frozenset[Any]] = {}
-        self.known_call = 0
-        self.products: dict[str, None] = {}
-
-    def of(self, tensor: Tensor) -> frozenset[Any]:
-        """The labels of a tensor."""
-        key = host.storage(tensor)
-        return frozenset() if key is None else self.of_storage.get(key, frozenset())
-
-    def set(self, value: Any, labels: frozenset[Any]) -> None:
-        """Label every tensor in a value."""
-        for tensor in tensors(value):
-            key = host.storage(tensor)
-            if key is not None:
-                self.of_storage[key] = labels
-
-    def new_step(self) -> None:
-        """Currents of earlier steps are over, and their spikes count as earlier ones, whichever step they are of."""
-        self.of_storage = {
-            key: frozenset(
-                ("spike", label[1], EARLIER) if label[0] == "spike" else label
-                for label in labels
-                if label[0] != "current"
-            )
-            for key, labels in self.of_storage.items()
-            if not key.expired()
-        }
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        if getattr(func, "overloadpacket", None) in _OF_A_SHAPE:
-            return output
-        given = [self.of(tensor) for tensor in tensors((args, kwargs or {}))]
-        labels = frozenset().union(*given)
-        self.set(output, labels)
-        kind = getattr(func, "overloadpacket", None)
-        if not self.known_call and kind in _PRODUCTS:
-            factors = [self.of(tensor) for tensor in tensors(args[_PRODUCTS[kind]])]
-            weights = [g for g in factors if g and all(label[0] == "weight" for label in g)]
-            if any(label[0] != "weight" for g in factors for label in g):
-                self.products |= dict.fromkeys(label[1] for g in weights for label in g)
-        return output
-
-
 class _Probe(TorchFunctionMode):
     """Notes the calls of synapses."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
-        self.sources = _Sources()
+        self.sources = Sources()
         self.weights = Weights(net)
         self.step = 0
         self.module: list[str] = []
@@ -242,7 +175,7 @@ def find(net: nn.Module, frames: Frames, k: int = 1) -> Found:
     return probe.found
 
 
-def _made_of_weights(net: nn.Module, sources: _Sources) -> Iterator[str]:
+def _made_of_weights(net: nn.Module, sources: Sources) -> Iterator[str]:
     for name, module in net.named_modules():
         for memory, value in host.memories(module).items():
             kinds = {label[0] for tensor in tensors(value) for label in sources.of(tensor)}

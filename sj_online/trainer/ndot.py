@@ -51,9 +51,7 @@ class NDOT(OTTT):
         """Place the traces, in synapses and neurons."""
         for inner in host.checkpointed(self.net).values():
             names = {module: host.shown(name) for name, module in self.net.named_modules()}
-            raise ValueError(
-                f"{names[inner]!r} is run again in backward (memopt), where NDOT has no tangents: use OTTT"
-            )
+            raise ValueError(f"{names[inner]!r} is run again in backward (memopt), without tangents: use OTTT")
         self.emissions = emissions(self.net)
         super().looked(frames)
 

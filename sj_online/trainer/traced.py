@@ -133,9 +133,10 @@ class TracedRule(Rule):
         used = {id(self._weight(name)) for name, trace in self.traces.items() if trace.use}
         for name, now in self._gradients_now().items():
             if now != before[name] and id(self._weight(name)) not in used:
+                name = host.shown(name)
                 raise RuntimeError(
-                    f"the synapse {host.shown(name)!r} is to be traced, but its weight got a gradient from a call that was not seen"
-                    f" when the rule looked at the network: make a new rule, or give trace={{{host.shown(name)!r}: False}}"
+                    f"the synapse {name!r} is to be traced, but its weight got a gradient from a call that was not seen"
+                    f" when the rule looked at the network: make a new rule, or give trace={{{name!r}: False}}"
                 )
 
     @contextmanager
@@ -167,11 +168,8 @@ class TracedRule(Rule):
         """The forwards that the traces are in."""
         modules = dict(self.net.named_modules())
         doors = {inner: wrapper for wrapper, inner in host.checkpointed(self.net).items()}
-        return {
-            doors.get(module, module): trace.around(module)
-            for name, trace in self.traces.items()
-            if (module := modules.get(name)) is not None and is_synapse(module)
-        }
+        seen = {name: modules[name] for name in self.traces if name in modules and is_synapse(modules[name])}
+        return {doors.get(module, module): self.traces[name].around(module) for name, module in seen.items()}
 
     @contextmanager
     def installed(self) -> Iterator[None]:
