@@ -28,8 +28,8 @@ _SUMS: dict[Any, Any] = {
     torch.addmv: torch.mv,
     Tensor.addmv: torch.mv,
 }
-# Functions that torch writes in Python around calls of these.
-COMPOSITES = {F.multi_head_attention_forward}
+# Functions that torch writes in Python around calls of these; a backward pass runs again what is checkpointed.
+COMPOSITES = {F.multi_head_attention_forward, Tensor.backward, torch.autograd.backward}
 CALLS = frozenset({*_SLOTS, *_PRODUCTS, *_SUMS})
 
 
@@ -58,9 +58,10 @@ def product(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Product
             return None
         return Product(operands[0], operands[1], lambda a, b: torch.einsum(args[0], a, b))
     if func in _PRODUCTS:
-        rest = {name: value for name, value in kwargs.items() if name not in ("other", "mat2", "b", "vec2")}
+        factors = ("a", "input", "other", "mat2", "b", "vec2")
+        rest = {name: value for name, value in kwargs.items() if name not in factors}
         operands = [*args[:2], *(value for name, value in kwargs.items() if name not in rest)]
-        if len(operands) != 2 or "out" in kwargs:
+        if len(operands) != 2 or kwargs.get("out") is not None:
             return None
         return Product(operands[0], operands[1], lambda a, b: func(a, b, *args[2:], **rest))
     if func in _SUMS and len(args) == 3 and "out" not in kwargs:
@@ -78,7 +79,10 @@ def slots(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Ten
 
 
 class Weights:
-    """Which tensors of a step are weights: parameters, and what is computed of parameters and buffers alone.
+    """Which tensors of a step are weights: parameters, and what is computed of parameters alone.
+
+    Buffers and what is made of no tensor at all (a mask that is drawn anew) may take part. A tensor that something else
+    is written into is a weight no longer.
 
     Example:
         >>> fc = nn.Linear(2, 3)
@@ -92,27 +96,30 @@ class Weights:
     """
 
     def __init__(self, net: nn.Module) -> None:
-        self._of: dict[int, tuple[Tensor, tuple[str, ...]]] = {
-            id(p): (p, (name,)) for name, p in net.named_parameters()
+        self._of: dict[int, tuple[Tensor, int | None, tuple[str, ...]]] = {
+            id(buffer): (buffer, buffer._version, ()) for buffer in net.buffers()
         }
-        self._buffers = {id(buffer) for buffer in net.buffers()}
+        self._of |= {id(p): (p, None, (name,)) for name, p in net.named_parameters()}
 
     def names(self, tensor: Tensor) -> tuple[str, ...]:
         """The parameters that a weight is made of; none for other tensors."""
-        kept = self._of.get(id(tensor))
-        return kept[1] if kept is not None and kept[0] is tensor else ()
+        return self._known(tensor) or ()
+
+    def _known(self, tensor: Tensor) -> tuple[str, ...] | None:
+        kept, version, names = self._of.get(id(tensor), (None, None, ()))
+        return names if kept is tensor and version in (None, tensor._version) else None
 
     def follow(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Note the output of a function of weights alone."""
         names: dict[str, None] = {}
         for tensor in tensors((args, kwargs)):
-            found = self.names(tensor)
-            if not found and id(tensor) not in self._buffers:
+            found = self._known(tensor)
+            if found is None:
                 return
             names |= dict.fromkeys(found)
-        if names:
-            for tensor in tensors(output):
-                self._of[id(tensor)] = (tensor, tuple(names))
+        for tensor in tensors(output):
+            if not isinstance(tensor, nn.Parameter):
+                self._of[id(tensor)] = (tensor, tensor._version, tuple(names))
 
 
 def inside(func: Any) -> Callable[..., Any]:

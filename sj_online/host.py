@@ -17,6 +17,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 # What the host's memopt wraps modules in; it has no public name.
 CHECKPOINTED = (CheckpointWrapper,)
+# Calls inside it are not seen by function modes.
+without_modes = torch._C.DisableTorchFunction
 
 # What nn.Module keeps in an instance for itself; everything else in there belongs to the module.
 INTERNAL = frozenset(vars(nn.Module())) | {"forward", "_compiled_call_impl", "_step_mode", "_backend"}
@@ -73,6 +75,20 @@ def attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
+def checkpointed(net: nn.Module) -> dict[nn.Module, nn.Module]:
+    """What the host's memopt has wrapped: the modules inside by their wrappers.
+
+    A wrapper has bound what it runs when it was made (a neuron's functional form), so that a forward put into the
+    module inside is not run.
+    """
+    return {m: m._checkpoint_wrapped_module for m in net.modules() if isinstance(m, CHECKPOINTED)}
+
+
+def shown(name: str) -> str:
+    """The name of a module or parameter without what wrapping has added."""
+    return ".".join(part for part in name.split(".") if part != "_checkpoint_wrapped_module")
+
+
 def storage(tensor: Tensor) -> StorageWeakRef | None:
     """The identity of a tensor's memory, shared by its views; None where it has none. It keeps no memory alive."""
     try:
@@ -83,11 +99,12 @@ def storage(tensor: Tensor) -> StorageWeakRef | None:
 
 @cache
 def opened(composite: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of ``torch.nn.functional`` that is written in Python, without the door of its own at its entry.
+    """A function of torch that is written in Python, without the door of its own at its entry.
 
     Called under a function mode, such a function goes to the mode as a whole; opened, the mode sees what it calls.
     """
-    names = {**composite.__globals__, "has_torch_function": lambda tensors: False}
+    doors = dict.fromkeys(("has_torch_function", "has_torch_function_unary"), lambda tensors: False)
+    names = {**composite.__globals__, **doors}
     function = types.FunctionType(
         composite.__code__, names, composite.__name__, composite.__defaults__, composite.__closure__
     )

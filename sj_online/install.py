@@ -1,5 +1,6 @@
 """Other forwards in the place of modules' own, for a while, seen by ``torch.compile`` and unknown to copies."""
 
+import copyreg
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -66,7 +67,11 @@ def _specialised(module: nn.Module) -> type:
         make, args, *rest = reduced
         if rest and isinstance(rest[0], dict):
             rest[0] = {name: value for name, value in rest[0].items() if name != "forward"} | own
-        return (make, tuple(cls if arg is special else arg for arg in args), *rest)
+        args = tuple(cls if arg is special else arg for arg in args)
+        # pickle insists that __newobj__ makes the very class of what it is given.
+        if make is copyreg.__newobj__ and args == (cls,):  # type: ignore[attr-defined]
+            make, args = copyreg._reconstructor, (cls, object, None)  # type: ignore[attr-defined]
+        return (make, args, *rest)
 
     def deepcopy(self: nn.Module, memo: Any) -> Any:
         made = cls.__deepcopy__(self, memo)

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sj_online import contraction, host
 from sj_online.contraction import Weights
@@ -21,22 +20,10 @@ from sj_online.frames import Frames
 from sj_online.install import replaced_forwards
 from sj_online.layer import is_synapse
 from sj_online.neuron.leak import is_neuron
+from sj_online.sources import Sources
 from sj_online.state import looked_at
 from sj_online.tree import tensors
 from sj_online.unroll import Unroll
-
-EARLIER = -1
-aten = torch.ops.aten
-# Products of matrices: where one of these meets a weight outside of a known call, the weight is not traced.
-_PRODUCTS = {aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.mv, aten.addmv, aten.convolution, aten._trilinear}
-
-# Take a shape, a dtype and a device from a tensor, and no value.
-_OF_A_SHAPE = {
-    getattr(aten, name)
-    for kind in ("empty", "zeros", "ones", "full", "rand", "randn", "randint")
-    for name in (f"{kind}_like", f"new_{kind}")
-    if hasattr(aten, name)
-}
 
 
 @dataclass(frozen=True)
@@ -85,60 +72,13 @@ class _Call:
     raw: bool
 
 
-class _Sources(TorchDispatchMode):
-    """Follows what every tensor comes from, by its memory: views, changes in place and detaching keep it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.of_storage: dict[Any, frozenset[Any]] = {}
-        self.known_call = 0
-        self.products: dict[str, None] = {}
-
-    def of(self, tensor: Tensor) -> frozenset[Any]:
-        """The labels of a tensor."""
-        key = host.storage(tensor)
-        return frozenset() if key is None else self.of_storage.get(key, frozenset())
-
-    def set(self, value: Any, labels: frozenset[Any]) -> None:
-        """Label every tensor in a value."""
-        for tensor in tensors(value):
-            key = host.storage(tensor)
-            if key is not None:
-                self.of_storage[key] = labels
-
-    def new_step(self) -> None:
-        """Currents of earlier steps are over, and their spikes count as earlier ones, whichever step they are of."""
-        self.of_storage = {
-            key: frozenset(
-                ("spike", label[1], EARLIER) if label[0] == "spike" else label
-                for label in labels
-                if label[0] != "current"
-            )
-            for key, labels in self.of_storage.items()
-            if not key.expired()
-        }
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        if getattr(func, "overloadpacket", None) in _OF_A_SHAPE:
-            return output
-        given = [self.of(tensor) for tensor in tensors((args, kwargs or {}))]
-        labels = frozenset().union(*given)
-        self.set(output, labels)
-        if not self.known_call and getattr(func, "overloadpacket", None) in _PRODUCTS:
-            weights = [g for g in given if g and all(label[0] == "weight" for label in g)]
-            if any(label[0] != "weight" for label in labels):
-                self.products |= dict.fromkeys(label[1] for g in weights for label in g)
-        return output
-
-
 class _Probe(TorchFunctionMode):
     """Notes the calls of synapses."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
-        self.sources = _Sources()
+        self.sources = Sources()
         self.weights = Weights(net)
         self.step = 0
         self.module: list[str] = []
@@ -213,8 +153,8 @@ def find(net: nn.Module, frames: Frames, k: int = 1) -> Found:
         >>> find(net, Frames(torch.rand(2, 8), num_steps=6)).places
         {'0': Place(role='input', neurons=('1',)), '2': Place(role='readout', neurons=('1',))}
     """
-    probe = _Probe(net)
     with looked_at(net), torch.no_grad():
+        probe = _Probe(net)
         host.reset(net)
         run = Unroll(net, frames)
         if run.mode == "m" and frames.N in (1, k):
@@ -235,7 +175,7 @@ def find(net: nn.Module, frames: Frames, k: int = 1) -> Found:
     return probe.found
 
 
-def _made_of_weights(net: nn.Module, sources: _Sources) -> Iterator[str]:
+def _made_of_weights(net: nn.Module, sources: Sources) -> Iterator[str]:
     for name, module in net.named_modules():
         for memory, value in host.memories(module).items():
             kinds = {label[0] for tensor in tensors(value) for label in sources.of(tensor)}
@@ -250,6 +190,7 @@ def display_name(parameter: str) -> str:
         >>> display_name("m.weight"), display_name("attn.in_proj_weight"), display_name("W")
         ('m', 'attn.in_proj_weight', 'W')
     """
+    parameter = host.shown(parameter)
     module, _, last = parameter.rpartition(".")
     if ".parametrizations.weight." in f".{parameter}":
         return f".{parameter}".partition(".parametrizations.weight.")[0].lstrip(".")
@@ -280,6 +221,7 @@ def _probed(net: nn.Module, probe: _Probe) -> Iterator[None]:
         return forward
 
     watched = {m: forward_of(n, m) for n, m in net.named_modules() if is_synapse(m) or is_neuron(m)}
+    watched |= {wrapper: inner.__call__ for wrapper, inner in host.checkpointed(net).items()}
     names = {m: n for n, m in net.named_modules()}
     kept = host.watch_resets(net, lambda module: probe.found.reset.setdefault(names[module]))
     try:

@@ -319,11 +319,15 @@ class Rule:
 
     def ways(self) -> dict[str, Way]:
         """How the gradient of each synapse comes about, by its name."""
-        return {name: Way("", "spike") for name, module in self.net.named_modules() if is_synapse(module)}
+        how = "spike" if self.horizon == 1 else f"autograd within {self._graph()}"
+        return {name: Way("", how) for name, module in self.net.named_modules() if is_synapse(module)}
+
+    def _graph(self) -> str:
+        return {None: "all steps", 1: "one step"}.get(self.horizon, f"{self.horizon} steps")
 
     def __repr__(self) -> str:
         """The rule, and the way in which every parameter that learns gets its gradient."""
         kind = "exact" if self.exact else "approximate"
         horizon = "all steps" if self.horizon is None else f"{self.horizon} step{'s' * (self.horizon > 1)}"
         head = f"{type(self).__name__} ({self.paper}; {kind}; horizon {horizon}; update per {self.update}"
-        return f"{head}; loss {self.step_scale} over steps)\n{table(self.net, self.ways())}"
+        return f"{head}; loss {self.step_scale} over steps)\n{table(self.net, self.ways(), self._graph())}"

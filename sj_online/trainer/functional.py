@@ -1,12 +1,13 @@
 """Synapses that are calls of no synapse's module: ``F.linear(x, other.weight)``, ``x @ W``, attention's projections."""
 
-from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from sj_online import contraction
+from sj_online.topology import display_name
 from sj_online.trainer.synapse import Trace
 
 
@@ -16,23 +17,24 @@ class Functional(TorchFunctionMode):
     Args:
         net: the network.
         traces: by name of the synapse.
-        name_of: the name of the synapse of a parameter.
+        again: what runs is a backward pass, in which checkpointed functions run again, with gradients, and others
+            compute gradients, without.
     """
 
-    def __init__(self, net: nn.Module, traces: dict[str, Trace], name_of: Callable[[str], str]) -> None:
+    def __init__(self, net: nn.Module, traces: dict[str, Trace], again: bool = False) -> None:
         super().__init__()
         self.weights = contraction.Weights(net)
         self.traces = traces
-        self.name_of = name_of
+        self.again = again
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in contraction.COMPOSITES:
             with self:
                 return contraction.inside(func)(*args, **kwargs)
-        if func in contraction.CALLS:
+        if func in contraction.CALLS and (torch.is_grad_enabled() or not self.again):
             for data, weight in contraction.operands(func, args, kwargs, self.weights):
-                trace = self.traces.get(self.name_of(self.weights.names(weight)[0]))
+                trace = self.traces.get(display_name(self.weights.names(weight)[0]))
                 if trace is not None:
                     return self._traced(trace, func, args, kwargs, data, weight)
         output = func(*args, **kwargs)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from sj_online import host
 from sj_online.neuron.leak import Leak, is_neuron, of_neuron
 from sj_online.topology import Place
 
@@ -40,17 +41,20 @@ def check_all(net: nn.Module, places: dict[str, Place], given: Callable[[str], f
     """Raise, naming every synapse that has not one leak at the first step and is not given one."""
     wrong, known = {}, []
     for name, place in places.items():
-        leaks = {node: None if (value := _leak(net, node)) is None else float(value) for node in place.neurons}
+        leaks = {
+            host.shown(node): None if (value := _leak(net, node)) is None else float(value) for node in place.neurons
+        }
         learnt = any(isinstance(_leak(net, node), Tensor) for node in place.neurons)
         values = [value for value in leaks.values() if value is not None]
         known += values
         near = bool(values) and max(values) - min(values) <= (LEARNT_APART if learnt else 1e-6)
         if given(name) is None and (not near or None in leaks.values()):
-            wrong[name] = (place, leaks)
+            wrong[host.shown(name)] = (place, leaks)
     if wrong:
         name, (place, leaks) = next(iter(wrong.items()))
         what = "is fed by" if place.role == "readout" else "sends its current to"
-        of = [f"{node!r} ({type(net.get_submodule(node)).__name__}, {describe(v)})" for node, v in leaks.items()]
+        kinds = [type(net.get_submodule(node)).__name__ for node in place.neurons]
+        of = [f"{node!r} ({kind}, {describe(v)})" for kind, (node, v) in zip(kinds, leaks.items(), strict=True)]
         value = round(sum(known) / len(known), 4) if known else 0.5
         line = ", ".join(f"{each!r}: {value}" for each in wrong)
         raise ValueError(

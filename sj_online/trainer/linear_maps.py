@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from sj_online import host
+
 Needs = tuple[bool, bool, bool]
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -64,7 +66,7 @@ class Bilinear:
 
     def gradients(self, g: Tensor, a: Tensor, W: Tensor, needs: Needs) -> Gradients:
         """See :meth:`Linear.gradients`."""
-        with torch.enable_grad():
+        with torch.enable_grad(), host.without_modes():
             pair = [each.detach().requires_grad_() for each in (a, W)]
             ds, dW = torch.autograd.grad(self.fn(*pair), pair, g)
         return ds, dW, None

@@ -14,6 +14,7 @@ from spikingjelly.activation_based import base
 from torch import Tensor, nn
 from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 
+from sj_online import host
 from sj_online.frames import Frames
 from sj_online.neuron.leak import is_neuron, of_neuron
 from sj_online.topology import Place
@@ -33,7 +34,7 @@ class NDOT(OTTT):
     neuron and the trace of OTTT. Arguments as of :class:`~sj_online.trainer.ottt.OTTT`.
 
     Raises:
-        ValueError: a neuron without a single leak.
+        ValueError: a neuron without a single leak; a network that the host's memopt has treated.
         RuntimeError: NDOT is training in another thread: forward-mode differentiation belongs to the process.
 
     Example:
@@ -48,6 +49,9 @@ class NDOT(OTTT):
 
     def looked(self, frames: Frames) -> None:
         """Place the traces, in synapses and neurons."""
+        for inner in host.checkpointed(self.net).values():
+            names = {module: host.shown(name) for name, module in self.net.named_modules()}
+            raise ValueError(f"{names[inner]!r} is run again in backward (memopt), without tangents: use OTTT")
         self.emissions = emissions(self.net)
         super().looked(frames)
 

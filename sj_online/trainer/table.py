@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from sj_online import host
 from sj_online.topology import display_name
 
 
@@ -21,31 +22,45 @@ class Way:
     how: str
 
 
-def table(net: nn.Module, ways: dict[str, Way]) -> str:
-    """A line for each synapse, and one for the other parameters that learn."""
-    modules = dict(net.named_modules())
-    rows = [(name, type(modules[name]).__name__ if name in modules else "parameter", way) for name, way in ways.items()]
-    roles = any(way.role for _, _, way in rows)
-    cells = [(name, kind, *([way.role] if roles else [])) for name, kind, way in rows]
+def table(net: nn.Module, ways: dict[str, Way], graph: str) -> str:
+    """A line for each synapse, and below them the other parameters that learn, by the kind of their module.
+
+    Args:
+        net: the network.
+        ways: of its synapses, by name.
+        graph: what autograd sees at once, e.g. ``'one step'``.
+    """
+    modules = {host.shown(name): module for name, module in net.named_modules()}
+    ways = {host.shown(name): way for name, way in ways.items()}
+    kinds = [type(modules[name]).__name__ if name in modules else "parameter" for name in ways]
+    roles = any(way.role for way in ways.values())
+    cells = [
+        (name, kind, *([way.role] if roles else [])) for kind, (name, way) in zip(kinds, ways.items(), strict=True)
+    ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
-        "  " + "  ".join([*map(str.ljust, row, widths), way.how]) for row, (_, _, way) in zip(cells, rows, strict=True)
+        "  " + "  ".join([*map(str.ljust, row, widths), way.how]) for row, way in zip(cells, ways.values(), strict=True)
     ]
-    others = _others(net, ways)
+    others = _others(net, modules, ways)
     if others:
-        text = "by the spikes of the step: " + ", ".join(others)
-        lines += textwrap.wrap(text, 116, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+        lines.append(f"  the others by autograd within {graph}:")
+    width = max(map(len, others), default=0)
+    for kind, names in others.items():
+        start, rest = f"    {kind.ljust(width)}  ", " " * (width + 6)
+        lines += textwrap.wrap(", ".join(names), 116, initial_indent=start, subsequent_indent=rest)
     return "\n".join(lines)
 
 
-def _others(net: nn.Module, ways: dict[str, Way]) -> list[str]:
-    """The parameters that learn and belong to no synapse: by module where all of a module's are of that kind."""
-    modules, names = dict(net.named_modules()), {}
-    for name, p in net.named_parameters():
-        module, _, last = name.rpartition(".")
-        if not p.requires_grad or module in ways or display_name(name) in ways:
+def _others(net: nn.Module, modules: dict[str, nn.Module], ways: dict[str, Way]) -> dict[str, list[str]]:
+    """The parameters that learn and belong to no synapse, by kind: a module, where all of its parameters do."""
+    learn = [host.shown(name) for name, p in net.named_parameters() if p.requires_grad]
+    partly = {name.rpartition(".")[0] for name in learn if display_name(name) in ways}
+    found: dict[str, dict[str, None]] = {}
+    for name in learn:
+        module = name.rpartition(".")[0]
+        if module in ways or display_name(name) in ways:
             continue
-        if f".{module}.".find(".parametrizations.") >= 0 and display_name(name) in ways:
-            continue
-        names[module or name] = type(modules[module]).__name__ if module else "parameter"
-    return [f"{name} ({kind})" for name, kind in names.items()]
+        whole = module in modules and module and module not in partly
+        kind = type(modules[module]).__name__ if whole else "parameter"
+        found.setdefault(kind, {})[module if whole else name] = None
+    return {kind: list(names) for kind, names in found.items()}

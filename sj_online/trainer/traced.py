@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor, nn, optim
 
-from sj_online import check
+from sj_online import check, host
 from sj_online.frames import Frames
 from sj_online.install import replaced_forwards
 from sj_online.layer import is_synapse
@@ -60,9 +60,10 @@ class TracedRule(Rule):
         self.trace_decay = trace_decay if isinstance(trace_decay, int | float) else dict(trace_decay or {})
         self.places: dict[str, Place] = {}
         self.traces: dict[str, Trace] = {}
-        self.functional: set[str] = set()
+        self.functional: dict[str, tuple[str, ...]] = {}
+        self.products: tuple[str, ...] = ()
         self._unseen: set[str] = set()
-        known = {name for name, module in net.named_modules() if is_synapse(module)}
+        known = {host.shown(name) for name, module in net.named_modules() if is_synapse(module)}
         known |= {display_name(name) for name, _ in net.named_parameters(remove_duplicate=False)}
         named: list[tuple[str, str]] = [("trace", name) for name in self.trace]
         if isinstance(self.trace_decay, dict):
@@ -83,23 +84,31 @@ class TracedRule(Rule):
     def looked(self, frames: Frames) -> None:
         """Place a trace in every synapse, and check that each has one leak."""
         found = self.inspection.found
-        for name in found.products:
+        before, self.products = self.products, tuple(map(host.shown, found.products))
+        if self.products and self.products != before:
+            names = ", ".join(map(repr, self.products))
             check.warn(
-                f"the weight {name!r} is not linear in one input (a bilinear layer, or a product that is not traced):"
-                " its gradient is made of the spikes of the step"
+                f"not linear in one input (a bilinear layer, or a product that is not traced): {names}; their gradients"
+                " are made of the spikes of the step"
             )
         known = self.places  # their leaks were one when they were found
-        self._build(found.places, found.functional)
+        self._build(found.places, {name: found.parameters[name] for name in found.functional})
         new = {name: place for name, place in self.places.items() if name in self.traces and place != known.get(name)}
         leak.check_all(self.net, new, self._given)
 
-    def _build(self, places: dict[str, Place], functional: set[str]) -> None:
-        self.places, self.functional = dict(places), set(functional)
+    def _build(self, places: dict[str, Place], functional: dict[str, tuple[str, ...]]) -> None:
+        self.places, self.functional = dict(places), dict(functional)
         modules = {name: module for name, module in self.net.named_modules() if is_synapse(module)}
-        self._unseen = modules.keys() - places.keys()
+        in_calls = {p for parameters in functional.values() for p in parameters}
+        covered = {id(p) for name, p in self.net.named_parameters() if name in in_calls}
+        self._unseen = {
+            name
+            for name, module in modules.items()
+            if name not in places and id(module._parameters.get("weight")) not in covered
+        }
         self.traces = {}
         for name, place in [*places.items(), *((name, UNSEEN) for name in sorted(self._unseen))]:
-            made = self.synapse(place) if self.trace.get(name, True) else None
+            made = None if self._opted_out(name) else self.synapse(place)
             bias = getattr(modules.get(name), "bias", None)
             if made is not None and (made.weight or bias is not None):
                 made.bias = made.bias and bias is not None
@@ -110,10 +119,7 @@ class TracedRule(Rule):
         with torch.no_grad():
             for name, trace in self.traces.items():
                 trace.begin(self._leak(name, steps.start) if trace.uses else 0.0)
-        with ExitStack() as stack:
-            if self.functional & self.traces.keys():
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
-                stack.enter_context(Functional(self.net, self.traces, self._name))
+        with self._functional():
             outputs = super().forward(unroll, steps)
         for trace in self.traces.values():
             trace.end()
@@ -122,41 +128,48 @@ class TracedRule(Rule):
     def propagate(self, loss: Tensor) -> None:
         """The backward pass; a synapse whose weight gets a gradient past its trace is an error."""
         before = self._gradients_now()
-        super().propagate(loss)
-        for name, (traced, now) in self._gradients_now().items():
-            if traced and now != before[name][1] and not self.traces[name].use:
+        with self._functional(again=True):  # what is checkpointed runs again in there
+            super().propagate(loss)
+        used = {id(self._weight(name)) for name, trace in self.traces.items() if trace.use}
+        for name, now in self._gradients_now().items():
+            if now != before[name] and id(self._weight(name)) not in used:
+                name = host.shown(name)
                 raise RuntimeError(
                     f"the synapse {name!r} is to be traced, but its weight got a gradient from a call that was not seen"
                     f" when the rule looked at the network: make a new rule, or give trace={{{name!r}: False}}"
                 )
 
-    def _gradients_now(self) -> dict[str, tuple[bool, Any]]:
-        """Of every synapse with a module, whether its weight is traced, and which gradient it has."""
+    @contextmanager
+    def _functional(self, again: bool = False) -> Iterator[None]:
+        with ExitStack() as stack:
+            if self.functional.keys() & self.traces.keys():
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+                stack.enter_context(Functional(self.net, self.traces, again))
+            yield
+
+    def _gradients_now(self) -> dict[str, Any]:
+        """Of every synapse's module whose weight is traced, which gradient it has."""
         return {
-            name: (trace.weight, None if weight.grad is None else (id(weight.grad), weight.grad._version))
+            name: None if weight.grad is None else (id(weight.grad), weight.grad._version)
             for name, trace in self.traces.items()
-            if (weight := self._weight(name)) is not None
+            if trace.weight and name not in self.functional and (weight := self._weight(name)) is not None
         }
 
     def _weight(self, name: str) -> Tensor | None:
-        module = self._modules_by_name.get(name)
-        return None if module is None else module._parameters.get("weight")
+        if name in self.functional:
+            return self.net.get_parameter(self.functional[name][0])
+        return self.net.get_submodule(name)._parameters.get("weight")
 
-    @property
-    def _modules_by_name(self) -> dict[str, nn.Module]:
-        return {name: self.net.get_submodule(name) for name in self.traces if name not in self.functional}
-
-    def _name(self, parameter: str) -> str:
-        return display_name(parameter)
+    def _opted_out(self, name: str) -> bool:
+        names = {name, *map(display_name, self.functional.get(name, ()))}
+        return not all(self.trace.get(host.shown(each), True) for each in names)
 
     def _forwards(self) -> dict[nn.Module, Callable[..., Any]]:
         """The forwards that the traces are in."""
         modules = dict(self.net.named_modules())
-        return {
-            modules[name]: trace.around(modules[name])
-            for name, trace in self.traces.items()
-            if name in modules and is_synapse(modules[name])
-        }
+        doors = {inner: wrapper for wrapper, inner in host.checkpointed(self.net).items()}
+        seen = {name: modules[name] for name in self.traces if name in modules and is_synapse(modules[name])}
+        return {doors.get(module, module): self.traces[name].around(module) for name, module in seen.items()}
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -172,17 +185,17 @@ class TracedRule(Rule):
         """The places found: leaks that were one at first may since have been learnt apart."""
         return {
             "places": {name: [place.role, list(place.neurons)] for name, place in self.places.items()},
-            "functional": sorted(self.functional),
+            "functional": {name: list(parameters) for name, parameters in self.functional.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the places."""
         places = {name: Place(role, tuple(neurons)) for name, (role, neurons) in state["places"].items()}
-        self._build(places, set(state.get("functional", ())))
+        self._build(places, {name: tuple(parameters) for name, parameters in state["functional"].items()})
 
     def _given(self, name: str) -> float | None:
         """The leak that the user gave a synapse."""
-        return self.trace_decay.get(name) if isinstance(self.trace_decay, dict) else self.trace_decay
+        return self.trace_decay.get(host.shown(name)) if isinstance(self.trace_decay, dict) else self.trace_decay
 
     def _leak(self, name: str, t: int) -> leak.Leak:
         given = self._given(name)
@@ -198,13 +211,19 @@ class TracedRule(Rule):
         """The synapses: their place, and trace, spike or opted out."""
         if not self.places:
             return {name: Way("", "place and leak are found at the first training step") for name in super().ways()}
-        return {
+        ways = {
             name: Way(self.places[name].role if name in self.places else "not yet called", self._describe(name))
             for name in [*self.places, *sorted(self._unseen)]
         }
+        for name, (_, *others) in self.functional.items():
+            for other in map(display_name, others):
+                ways.setdefault(other, Way(ways[name].role, f"{ways[name].how}, with {name}"))
+        for name in map(display_name, self.products):
+            ways.setdefault(name, Way("", "spike, not linear in one input"))
+        return ways
 
     def _describe(self, name: str) -> str:
-        if not self.trace.get(name, True):
+        if self._opted_out(name):
             return "spike, opted out of the trace"
         if name not in self.traces:
             return "spike"
@@ -214,5 +233,5 @@ class TracedRule(Rule):
         if name in self._unseen:
             return f"{what} when called"
         first, *others = self.places[name].neurons or ("",)
-        of = f"of {first}{f' and {len(others)} more' if others else ''}"
+        of = f"of {host.shown(first)}{f' and {len(others)} more' if others else ''}"
         return f"{what}, {leak.of_place_described(self.net, self.places[name])} {of}"
