@@ -218,7 +218,7 @@ def find(net: nn.Module, frames: Frames, k: int = 1) -> Found:
         host.reset(net)
         run = Unroll(net, frames)
         if run.mode == "m" and frames.N in (1, k):
-            run.gives_steps()  # looked up below, where everything that the network does is noted
+            run.gives_steps(min(k, frames.T))  # looked up below, where everything that the network does is noted
         names = [(name, p) for name, p in net.named_parameters()]
         with probe.sources, _probed(net, probe):
             for name, p in names:
