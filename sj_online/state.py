@@ -4,6 +4,7 @@ State is what running a network may change: the host's memories, buffers, and wh
 own (counters, tensors, lists of tensors, generators), with the random generators of torch, Python and NumPy.
 """
 
+import dataclasses
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from sj_online import host
 from sj_online.install import plain
-from sj_online.tree import tree_map
+from sj_online.tree import tensors, tree_map
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
@@ -33,6 +34,8 @@ def _is_state(value: Any) -> bool:
         return not isinstance(value, nn.Parameter)
     if isinstance(value, dict):
         return all(map(_is_state, value.values()))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return all(_is_state(getattr(value, field.name)) for field in dataclasses.fields(value))
     return isinstance(value, list | tuple | deque | set) and all(map(_is_state, value))
 
 
@@ -234,11 +237,13 @@ def detach(net: nn.Module) -> None:
             if not isinstance(value, _PLAIN):
                 host.memories(module)[name] = tree_map(Tensor.detach, value)
         for name, value in host.attributes(module):
-            if isinstance(value, Tensor) and value.grad_fn is not None:
-                module.__dict__[name] = value.detach()
-            elif isinstance(value, list | tuple | dict | deque) and name != "_memories" and _is_state(value):
+            if name != "_memories" and not isinstance(value, _PLAIN) and _is_state(value) and _has_graph(value):
                 _detach_in(module, name, value)
     functional.detach_net(net)
+
+
+def _has_graph(value: Any) -> bool:
+    return any(tensor.grad_fn is not None for tensor in tensors(value))
 
 
 def _detach_in(module: nn.Module, name: str, value: Any) -> None:
