@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -17,7 +17,9 @@ from sj_online.tree import tensors, tree_map
 from sj_online.unroll import Unroll, evaluating
 
 _in_sequence: "WeakSet[nn.Module]" = WeakSet()
-_whole: "WeakKeyDictionary[nn.Module, tuple[Structure, bool]]" = WeakKeyDictionary()
+_mixing: "WeakKeyDictionary[nn.Module, tuple[Structure, dict[int, str | None]]]" = WeakKeyDictionary()
+LOOK = 16
+"""Steps over which a network is looked at, if there are so many: what mixes them may reach far back."""
 
 
 @torch.no_grad()
@@ -51,7 +53,7 @@ def predict(net: nn.Module, x: Tensor, num_steps: int | None = None, reduce: str
         torch.Size([6, 2, 3])
     """
     check.one_of("reduce", reduce, ("mean", "none", "running"))
-    if net in _in_sequence:
+    if not _in_sequence.isdisjoint(net.modules()):
         raise RuntimeError("predict() would reset the network in the middle of a sequence: finish or close that first")
     frames = Frames(x, num_steps=num_steps)
     with evaluating(net):
@@ -83,16 +85,17 @@ def in_sequence(net: nn.Module) -> Iterator[None]:
     Raises:
         RuntimeError: another sequence of this network is in progress.
     """
-    if net in _in_sequence:
+    modules = WeakSet(net.modules())  # part of another network, or around it, too
+    if not _in_sequence.isdisjoint(modules):
         raise RuntimeError(
             "a sequence of this network is in progress (a gradients() or stream() that was left in the middle, or a"
             " call from inside of one): finish it, or close() it"
         )
     try:
-        _in_sequence.add(net)
+        _in_sequence.update(modules)
         yield
     finally:
-        _in_sequence.discard(net)
+        _in_sequence.difference_update(modules)
 
 
 def _steps_are_independent(net: nn.Module, frames: Frames) -> bool:
@@ -100,15 +103,11 @@ def _steps_are_independent(net: nn.Module, frames: Frames) -> bool:
     run = Unroll(net, frames)
     if run.mode == "s" or frames.T == 1:
         return True
-    structure = Structure(net)
-    if net not in _whole or _whole[net][0] != structure:
-        known = any(isinstance(module, host.MIXES_TIME) for module in net.modules())
-        _whole[net] = (structure, not known and mixing(net, frames, 1) is None)
-    return _whole[net][1]
+    return not any(isinstance(module, host.MIXES_TIME) for module in net.modules()) and mixing(net, frames, 1) is None
 
 
 def mixing(net: nn.Module, frames: Frames, k: int) -> str | None:
-    """The name of a module that mixes the steps of a sequence, so that slices of k steps are another network.
+    """The name of a module that mixes the steps of a sequence, so that slices of k steps are another network; kept.
 
     A multi-step network is run over a few steps at once and in slices, in eval mode; what differs is confirmed in
     float64, where rounding does not decide about a spike. A network that is random in eval mode cannot be told: a
@@ -119,7 +118,16 @@ def mixing(net: nn.Module, frames: Frames, k: int) -> str | None:
     """
     if Unroll(net, frames).mode == "s" or k >= frames.T:
         return None
-    part = frames.part(min(frames.T, 2 * k + 1), 2)
+    structure = Structure(net)
+    if net not in _mixing or _mixing[net][0] != structure:
+        _mixing[net] = (structure, {})
+    kept = _mixing[net][1]
+    if k not in kept:
+        kept[k] = _mixing_now(net, frames.part(min(frames.T, max(2 * k + 1, LOOK)), 2), k)
+    return kept[k]
+
+
+def _mixing_now(net: nn.Module, part: Frames, k: int) -> str | None:
     with looked_at(net), evaluating(net), torch.no_grad():
         try:
             name = _first_difference(net, part, k)
@@ -127,7 +135,7 @@ def mixing(net: nn.Module, frames: Frames, k: int) -> str | None:
             RuntimeError,
             ValueError,
             IndexError,
-        ):  # made for slices of k steps (TEBN): there is no whole that they could differ from
+        ):  # made for k steps (TEBN): no whole that slices could differ from
             return None
         if name is None:
             return None
@@ -154,21 +162,35 @@ def _is_random(net: nn.Module, frames: Frames) -> bool:
 def _first_difference(net: nn.Module, frames: Frames, k: int) -> str | None:
     """The first module, in the order of the calls, whose output in slices is not its output on the whole."""
     slices = [range(t, min(t + k, frames.T)) for t in range(0, frames.T, k)]
-    whole, mean = _record(net, frames, [range(frames.T)])
-    sliced, mean_of_slices = _record(net, frames, slices)
-    if all(_close(a, b) for a, b in zip(mean, mean_of_slices, strict=True)):
-        return None
-    for name, outputs in whole.items():
-        others = sliced.get(name, [])
-        if len(others) == len(slices) * len(outputs) and name:
-            per_call = [torch.cat(others[i :: len(outputs)]) for i in range(len(outputs))]
-            if not all(_close(a, b) for a, b in zip(outputs, per_call, strict=True)):
-                return name
+    whole = _outputs(net, frames, [range(frames.T)])
+    try:
+        if all(map(_close, whole, _outputs(net, frames, slices))):
+            return None
+    except (RuntimeError, ValueError, IndexError):  # made for the whole: the calls tell which module
+        pass
+    calls, calls_in_slices = _calls(net, frames, [range(frames.T)]), _calls(net, frames, slices)
+    for name, outputs in calls.items():
+        others = calls_in_slices.get(name, [])
+        if not name or len(others) > len(slices) * len(outputs):
+            continue
+        if len(others) < len(slices) * len(outputs):
+            return name
+        per_call = [torch.cat(others[i :: len(outputs)]) for i in range(len(outputs))]
+        if not all(map(_close, outputs, per_call)):
+            return name
     return ""
 
 
-def _record(net: nn.Module, frames: Frames, slices: list[range]) -> tuple[dict[str, list[Tensor]], list[Tensor]]:
-    """The outputs of each module, in the order in which modules end their calls, and the mean output of the network."""
+def _outputs(net: nn.Module, frames: Frames, slices: list[range]) -> list[Tensor]:
+    """The outputs of all steps; of those that a network averages over its steps, the mean."""
+    host.reset(net)
+    parts = [list(tensors(part)) for part in map(Unroll(net, frames), slices)]
+    # An average comes as a view that repeats it.
+    return [torch.cat(p).mean(0) if p[0].stride(0) == 0 else torch.cat(p) for p in zip(*parts, strict=True)]
+
+
+def _calls(net: nn.Module, frames: Frames, slices: list[range]) -> dict[str, list[Tensor]]:
+    """The outputs of each module, in the order in which modules end their calls, as far as the network runs."""
     calls: dict[str, list[Tensor]] = {}
 
     def recording(name: str, module: nn.Module) -> Any:
@@ -183,9 +205,11 @@ def _record(net: nn.Module, frames: Frames, slices: list[range]) -> tuple[dict[s
 
     host.reset(net)
     run = Unroll(net, frames)
-    with replaced_forwards({module: recording(name, module) for name, module in net.named_modules()}):
-        outputs = tree_map(lambda *parts: torch.cat(parts), *map(run, slices))
-    return calls, [output.mean(0) for output in tensors(outputs)]
+    forwards = {module: recording(name, module) for name, module in net.named_modules()}
+    with suppress(RuntimeError, ValueError, IndexError), replaced_forwards(forwards):
+        for steps in slices:
+            run(steps)
+    return calls
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
