@@ -60,7 +60,7 @@ class Unroll:
         steps = output.shape[:2] == (k, self.frames.N)
         mean = output.shape[:1] == (self.frames.N,)
         self._check_batch(output, steps or mean)
-        if steps and mean:
+        if mean and k == self.frames.N:
             steps = self.gives_steps(k)[place]
         return output if steps else output.expand(k, *output.shape)
 

@@ -72,7 +72,7 @@ class Inspection:
             ValueError: the rule cannot train it; names the module and the cure.
         """
         rule, structure = self.rule, Structure(self.rule.net)
-        long = frames.T > (self.rule.stride or 0)  # a sequence of one window tells nothing of the next
+        long = (self.rule.stride or 0) < frames.T  # a sequence of one window tells nothing of the next
         if structure == self.structure and (self.long or not long):
             return
         check_network(rule.net, rule.horizon, rule.stride)
