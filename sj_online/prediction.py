@@ -18,6 +18,7 @@ from sj_online.unroll import Unroll, evaluating
 
 _in_sequence: "WeakSet[nn.Module]" = WeakSet()
 _mixing: "WeakKeyDictionary[nn.Module, tuple[Structure, dict[int, str | None]]]" = WeakKeyDictionary()
+Calls = tuple[list[Tensor], list[Tensor]]
 LOOK = 16
 """Steps over which a network is looked at, if there are so many: what mixes them may reach far back."""
 
@@ -164,41 +165,55 @@ def _first_difference(net: nn.Module, frames: Frames, k: int) -> str | None:
     slices = [range(t, min(t + k, frames.T)) for t in range(0, frames.T, k)]
     whole = _outputs(net, frames, [range(frames.T)])
     try:
-        if all(map(_close, whole, _outputs(net, frames, slices))):
+        # An average over the steps comes as a view that repeats it.
+        if all(
+            _close(a[0], b.mean(0)) if a.stride(0) == 0 else _close(a, b)
+            for a, b in zip(whole, _outputs(net, frames, slices), strict=True)
+        ):
             return None
     except (RuntimeError, ValueError, IndexError):  # made for the whole: the calls tell which module
         pass
-    calls, calls_in_slices = _calls(net, frames, [range(frames.T)]), _calls(net, frames, slices)
-    for name, outputs in calls.items():
-        others = calls_in_slices.get(name, [])
-        if not name or len(others) > len(slices) * len(outputs):
-            continue
-        if len(others) < len(slices) * len(outputs):
+    calls, _ = _calls(net, frames, [range(frames.T)])
+    calls_in_slices, raised = _calls(net, frames, slices)
+    for name, (inputs, outputs) in calls.items():
+        their_inputs, theirs = calls_in_slices.get(name, ([], []))
+        # Of other inputs, it is not its own doing.
+        if name and _same(inputs, their_inputs, len(slices)) and not _same(outputs, theirs, len(slices)):
             return name
-        per_call = [torch.cat(others[i :: len(outputs)]) for i in range(len(outputs))]
-        if not all(map(_close, outputs, per_call)):
-            return name
-    return ""
+    return raised[0] if raised else ""
+
+
+def _same(whole: list[Tensor], in_slices: list[Tensor], slices: int) -> bool:
+    """Whether the tensors of some calls are those of the calls in slices behind each other."""
+    if len(in_slices) != slices * len(whole):
+        return len(in_slices) == len(whole) and all(map(_close, whole, in_slices))  # calls of single steps
+    joined = (torch.cat(in_slices[i :: len(whole)]) for i in range(len(whole)))
+    return all(map(_close, whole, joined))
 
 
 def _outputs(net: nn.Module, frames: Frames, slices: list[range]) -> list[Tensor]:
-    """The outputs of all steps; of those that a network averages over its steps, the mean."""
+    """The outputs of all steps."""
     host.reset(net)
     parts = [list(tensors(part)) for part in map(Unroll(net, frames), slices)]
-    # An average comes as a view that repeats it.
-    return [torch.cat(p).mean(0) if p[0].stride(0) == 0 else torch.cat(p) for p in zip(*parts, strict=True)]
+    return parts[0] if len(parts) == 1 else [torch.cat(p) for p in zip(*parts, strict=True)]
 
 
-def _calls(net: nn.Module, frames: Frames, slices: list[range]) -> dict[str, list[Tensor]]:
-    """The outputs of each module, in the order in which modules end their calls, as far as the network runs."""
-    calls: dict[str, list[Tensor]] = {}
+def _calls(net: nn.Module, frames: Frames, slices: list[range]) -> tuple[dict[str, Calls], list[str]]:
+    """What each module got and gave, in the order in which calls end, and those that an error ended, innermost first."""
+    calls: dict[str, Calls] = {}
+    raised: list[str] = []
 
     def recording(name: str, module: nn.Module) -> Any:
         inner = module.forward
 
         def forward(*args: Any, **kwargs: Any) -> Any:
+            raised.append(name)
+            given = [t.clone() for t in tensors((args, kwargs)) if t.dim()]
             output = inner(*args, **kwargs)
-            calls.setdefault(name, []).extend(t.clone() for t in tensors(output) if t.dim())
+            raised.remove(name)
+            inputs, outputs = calls.setdefault(name, ([], []))
+            inputs += given
+            outputs += [t.clone() for t in tensors(output) if t.dim()]
             return output
 
         return forward
@@ -209,7 +224,7 @@ def _calls(net: nn.Module, frames: Frames, slices: list[range]) -> dict[str, lis
     with suppress(RuntimeError, ValueError, IndexError), replaced_forwards(forwards):
         for steps in slices:
             run(steps)
-    return calls
+    return calls, raised[::-1]
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -160,7 +160,7 @@ def test_an_output_of_another_batch_is_one_line(mode):
         lambda: predict(net, data(5, 4)),
         lambda: Unroll(net, Frames(data(4, 4)))(range(4)),
     ):
-        with pytest.raises(ValueError, match=r"the network's output has the shape .* with the N=4 of x") as error:
+        with pytest.raises(ValueError, match=r"the network's output has the shape .* with the N=\d of x") as error:
             call()
         assert "\n" not in str(error.value)
 
