@@ -28,7 +28,7 @@ Splice = Callable[[Any, Any], Any]
 
 
 def _is_state(value: Any) -> bool:
-    if isinstance(value, (*_PLAIN, *_GENERATORS)):
+    if isinstance(value, (*_PLAIN, *_GENERATORS, np.ndarray)):
         return True
     if isinstance(value, Tensor):
         return not isinstance(value, nn.Parameter)
@@ -40,16 +40,20 @@ def _is_state(value: Any) -> bool:
 
 
 def _copy(value: Any, memo: dict[int, Tensor]) -> Any:
-    """A copy whose tensors are independent; tensors that were one stay one."""
+    """A copy that is independent; tensors that were one stay one, and a kept generator is put back to its state."""
 
-    def cloned(tensor: Tensor) -> Tensor:
-        if id(tensor) not in memo:
-            memo[id(tensor)] = tensor.detach().clone()
-        return memo[id(tensor)]
+    def copied(part: Any) -> Any:
+        if isinstance(part, _GENERATORS):
+            return _Generator(part)
+        if isinstance(part, _Generator):
+            return part.put()
+        if not isinstance(part, Tensor):
+            return part.copy()
+        if id(part) not in memo:
+            memo[id(part)] = part.detach().clone()
+        return memo[id(part)]
 
-    if isinstance(value, _GENERATORS):
-        return _Generator(value)
-    return set(value) if isinstance(value, set) else tree_map(cloned, value)
+    return tree_map(copied, value, of=(Tensor, np.ndarray, set, _Generator, *_GENERATORS))
 
 
 class _Generator:
@@ -139,8 +143,6 @@ class State:
 
 
 def _put(present: Any, kept: Any, splice: Splice | None, memo: dict[int, Tensor]) -> Any:
-    if isinstance(kept, _Generator):
-        return kept.put()
     copied = _copy(kept, memo)
     return copied if splice is None else _spliced(present, copied, splice)
 
@@ -203,6 +205,9 @@ def sandbox(net: nn.Module) -> Iterator[None]:
         (module, {k: v for k, v in host.attributes(module) if _is_state(v)}, dict(module._buffers), module.training)
         for module in net.modules()
     ]
+    generators: list[_Generator] = []
+    for _, attributes, *_ in kept:
+        tree_map(lambda generator: generators.append(_Generator(generator)), attributes, of=_GENERATORS)
     try:
         State(net).put()  # copies, which may be changed in place
         yield
@@ -213,6 +218,8 @@ def sandbox(net: nn.Module) -> Iterator[None]:
             module.__dict__.update(attributes)
             module._buffers.update(buffers)
             module.training = training
+        for generator in generators:
+            generator.put()
         randomness.put()
 
 
