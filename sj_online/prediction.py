@@ -79,6 +79,15 @@ def _reduced(outputs: Iterator[Any], reduce: str, T: int) -> Any:
     )
 
 
+def check_free(net: nn.Module) -> None:
+    """Raise where a sequence of a network is in progress."""
+    if not _in_sequence.isdisjoint(net.modules()):
+        raise RuntimeError(
+            "a sequence of this network is in progress (a gradients() or stream() that was left in the middle, or a"
+            " call from inside of one): finish it, or close() it"
+        )
+
+
 @contextmanager
 def in_sequence(net: nn.Module) -> Iterator[None]:
     """While a rule is in the middle of a sequence: neither :func:`predict` nor another sequence may reset its network.
@@ -86,12 +95,8 @@ def in_sequence(net: nn.Module) -> Iterator[None]:
     Raises:
         RuntimeError: another sequence of this network is in progress.
     """
+    check_free(net)
     modules = WeakSet(net.modules())  # part of another network, or around it, too
-    if not _in_sequence.isdisjoint(modules):
-        raise RuntimeError(
-            "a sequence of this network is in progress (a gradients() or stream() that was left in the middle, or a"
-            " call from inside of one): finish it, or close() it"
-        )
     try:
         _in_sequence.update(modules)
         yield
@@ -199,7 +204,7 @@ def _outputs(net: nn.Module, frames: Frames, slices: list[range]) -> list[Tensor
 
 
 def _calls(net: nn.Module, frames: Frames, slices: list[range]) -> tuple[dict[str, Calls], list[str]]:
-    """What each module got and gave, in the order in which calls end, and those that an error ended, innermost first."""
+    """What each module got and gave, in the order in which calls end, and those that an error ended."""
     calls: dict[str, Calls] = {}
     raised: list[str] = []
 

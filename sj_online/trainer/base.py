@@ -20,7 +20,7 @@ from sj_online.install import restore_all
 from sj_online.layer import is_synapse
 from sj_online.layer.quant import forget
 from sj_online.loss import Loss, Targets, window_loss
-from sj_online.prediction import in_sequence, predict
+from sj_online.prediction import check_free, in_sequence, predict
 from sj_online.trainer import finite, parallel
 from sj_online.trainer.compress import compressed
 from sj_online.trainer.inspection import Inspection, check_network, check_optimizer
@@ -221,6 +221,7 @@ class Rule:
             RuntimeError: another sequence of this network is in progress.
         """
         parallel.check_alike("T", self.num_steps or (getattr(x, "shape", None) or [0])[0])
+        check_free(self.net)  # before its gradients are zeroed
         self._begun = None
         self.optimizer.zero_grad()
         total = Total(self.per_step_targets)
