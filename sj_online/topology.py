@@ -227,6 +227,8 @@ def find(net: nn.Module, frames: Frames, k: int = 1) -> Found:
             for t in range(0, frames.T, k):
                 probe.step, probe.in_step = t, {}
                 probe.sources.new_step()
+                for _, value in _memories(net):
+                    probe.sources.set(value, _kept(probe.sources, value))
                 with probe:
                     run(range(t, min(t + k, frames.T)))
             probe.found.of_weights = list(_made_of_weights(net, probe.sources))
@@ -235,12 +237,23 @@ def find(net: nn.Module, frames: Frames, k: int = 1) -> Found:
     return probe.found
 
 
-def _made_of_weights(net: nn.Module, sources: _Sources) -> Iterator[str]:
+def _memories(net: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, module in net.named_modules():
         for memory, value in host.memories(module).items():
-            kinds = {label[0] for tensor in tensors(value) for label in sources.of(tensor)}
-            if kinds == {"weight"}:
-                yield f"{name}.{memory}".lstrip(".")
+            yield f"{name}.{memory}".lstrip("."), value
+
+
+def _kept(sources: _Sources, value: Any) -> frozenset[Any]:
+    """The labels of a memory, with weights as those of an earlier step."""
+    labels = frozenset().union(*map(sources.of, tensors(value)))
+    return frozenset(("kept", *label[1:]) if label[0] == "weight" else label for label in labels)
+
+
+def _made_of_weights(net: nn.Module, sources: _Sources) -> Iterator[str]:
+    for name, value in _memories(net):
+        kinds = {label[0] for tensor in tensors(value) for label in sources.of(tensor)}
+        if "kept" in kinds and kinds <= {"kept", "weight"}:
+            yield name
 
 
 def display_name(parameter: str) -> str:
