@@ -5,7 +5,6 @@ own (counters, tensors, lists of tensors, generators), with the random generator
 """
 
 import dataclasses
-import random
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,15 +19,15 @@ from torch import Tensor, nn
 
 from sj_online import host
 from sj_online.install import plain
+from sj_online.randomness import GENERATORS, KeptGenerator, Randomness
 from sj_online.tree import tensors, tree_map
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
-_GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 Splice = Callable[[Any, Any], Any]
 
 
 def _is_state(value: Any) -> bool:
-    if isinstance(value, (*_PLAIN, *_GENERATORS, np.ndarray)):
+    if isinstance(value, (*_PLAIN, *GENERATORS, np.ndarray)):
         return True
     if isinstance(value, Tensor):
         return not isinstance(value, nn.Parameter)
@@ -43,9 +42,9 @@ def _copy(value: Any, memo: dict[int, Tensor]) -> Any:
     """A copy that is independent; tensors that were one stay one, and a kept generator is put back to its state."""
 
     def copied(part: Any) -> Any:
-        if isinstance(part, _GENERATORS):
-            return _Generator(part)
-        if isinstance(part, _Generator):
+        if isinstance(part, GENERATORS):
+            return KeptGenerator(part)
+        if isinstance(part, KeptGenerator):
             return part.put()
         if not isinstance(part, Tensor):
             return part.copy()
@@ -53,49 +52,7 @@ def _copy(value: Any, memo: dict[int, Tensor]) -> Any:
             memo[id(part)] = part.detach().clone()
         return memo[id(part)]
 
-    return tree_map(copied, value, of=(Tensor, np.ndarray, set, _Generator, *_GENERATORS))
-
-
-class _Generator:
-    """A generator and its state."""
-
-    def __init__(self, generator: Any) -> None:
-        self.generator = generator
-        self.state = self._state()
-
-    def _state(self) -> Any:
-        match self.generator:
-            case torch.Generator() | np.random.RandomState():
-                return self.generator.get_state()
-            case random.Random():
-                return self.generator.getstate()
-        return self.generator.bit_generator.state
-
-    def put(self) -> Any:
-        match self.generator:
-            case torch.Generator() | np.random.RandomState():
-                self.generator.set_state(self.state)
-            case random.Random():
-                self.generator.setstate(self.state)
-            case _:
-                self.generator.bit_generator.state = self.state
-        return self.generator
-
-
-class Randomness:
-    """The states of the process's random generators: torch's, Python's and NumPy's."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.torch = host.random_state(device)
-        self.python = random.getstate()
-        self.numpy = np.random.get_state()
-
-    def put(self) -> None:
-        """Put the generators back to it."""
-        host.set_random_state(self.torch, self.device)
-        random.setstate(self.python)
-        np.random.set_state(self.numpy)
+    return tree_map(copied, value, of=(Tensor, np.ndarray, set, KeptGenerator, *GENERATORS))
 
 
 class State:
@@ -205,9 +162,9 @@ def sandbox(net: nn.Module) -> Iterator[None]:
         (module, {k: v for k, v in host.attributes(module) if _is_state(v)}, dict(module._buffers), module.training)
         for module in net.modules()
     ]
-    generators: list[_Generator] = []
+    generators: list[KeptGenerator] = []
     for _, attributes, *_ in kept:
-        tree_map(lambda generator: generators.append(_Generator(generator)), attributes, of=_GENERATORS)
+        tree_map(lambda generator: generators.append(KeptGenerator(generator)), attributes, of=GENERATORS)
     try:
         State(net).put()  # copies, which may be changed in place
         yield

@@ -9,7 +9,20 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "sj_online"
 # What everyone may import.
-GROUND = {"registry", "check", "host", "loss", "files", "tree", "install", "state", "frames", "unroll", "contraction"}
+GROUND = {
+    "registry",
+    "check",
+    "host",
+    "loss",
+    "files",
+    "tree",
+    "install",
+    "randomness",
+    "state",
+    "frames",
+    "unroll",
+    "contraction",
+}
 NETWORK = {"layer", "neuron", "prediction"}
 LIBRARY = NETWORK | {"topology", "trial", "optim", "trainer", "analysis", "deploy"}
 # What each part may import, besides itself and the ground.
@@ -36,7 +49,20 @@ MAY_IMPORT = {
     "cli": LIBRARY | {"data", "recipe", "rundir", "session", "run"},
 }
 # What the ground may import of itself: in this order, only what stands before.
-ORDER = ["registry", "check", "files", "tree", "loss", "install", "host", "state", "frames", "unroll", "contraction"]
+ORDER = [
+    "registry",
+    "check",
+    "files",
+    "tree",
+    "loss",
+    "install",
+    "host",
+    "randomness",
+    "state",
+    "frames",
+    "unroll",
+    "contraction",
+]
 
 
 def imported(source: str, module: list[str]) -> set[str]:
