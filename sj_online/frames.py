@@ -4,10 +4,12 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sj_online.loss import Targets
+from sj_online.tree import tensors, tree_map
 
 
 class Frames:
@@ -71,20 +73,17 @@ class Frames:
             _is_tensor("mask", mask)
             if tuple(mask.shape) != (self.T, N):
                 raise ValueError(f"mask of shape {tuple(mask.shape)} is not [T, N] = [{self.T}, {N}]")
-        if isinstance(y, list | tuple | dict) or y is None:
-            if isinstance(y, list):
-                _is_tensor("y", y)
-            return
-        if not isinstance(y, Tensor):
-            if type(y).__module__.partition(".")[0] in ("numpy", "builtins"):
-                _is_tensor("y", y)
-            return
+        if self.per_step_targets and next(tensors(y), None) is None:
+            raise ValueError(f"per_step_targets, but y is a {type(y).__name__} without a tensor: give [T, N, ...]")
+        if type(y) is list or isinstance(y, int | float | str | np.ndarray | np.generic):
+            _is_tensor("y", y)
         if self.per_step_targets:
-            if tuple(y.shape[:2]) != (self.T, N):
-                raise ValueError(
-                    f"{what}, has T={self.T}, N={N}, but per_step_targets y has the shape {tuple(y.shape)}"
-                )
-        elif y.dim() == 0 or len(y) != N:
+            for each in tensors(y):
+                if tuple(each.shape[:2]) != (self.T, N):
+                    raise ValueError(
+                        f"{what}, has T={self.T}, N={N}, but per_step_targets y has the shape {tuple(each.shape)}"
+                    )
+        elif isinstance(y, Tensor) and (y.dim() == 0 or len(y) != N):
             targets = len(y) if y.dim() else 0
             hint = "; is it [N, ...]? give num_steps=T for a static input" if targets == len(self.x) else ""
             hint += "; is it [N, T, ...]? give x.transpose(0, 1)" if hint and self.x.dim() > 2 else ""
@@ -106,13 +105,16 @@ class Frames:
         mask = None if self.mask is None else self.mask[first : first + len(steps)]
         if not self.per_step_targets:
             return Targets([self.y] * len(steps), mask)
-        return Targets([self.y[first + i] for i in range(len(steps))], mask)
+        return Targets([self._target(first + i) for i in range(len(steps))], mask, per_step=True)
+
+    def _target(self, i: int) -> Any:
+        return self.y[i] if isinstance(self.y, list) else tree_map(lambda each: each[i], self.y)
 
     def counts(self) -> list[bool]:
         """Whether each step has a target that counts."""
         if self.mask is not None:
             return self.mask.any(1).tolist()
-        return [not self.per_step_targets or self.y[t] is not None for t in range(self.T)]
+        return [y is not None for y in self.y] if isinstance(self.y, list) else [True] * self.T
 
     @staticmethod
     def of_stream(steps: Iterable[tuple[Tensor, Any]], k: int) -> Iterator["Frames"]:

@@ -54,17 +54,22 @@ class Targets:
     """The targets of the steps of a window.
 
     Attributes:
-        each: what the loss takes, for each of the k steps; None where a step has none.
+        each: what the loss takes, for each of the k steps.
         mask: ``[k, N]`` of bools, which rows of each step count; None: all.
+        per_step: the steps have targets of their own; one that is None has no target.
     """
 
     each: list[Any]
     mask: Tensor | None = None
+    per_step: bool = False
 
     def together(self) -> Any:
         """The targets of a loss of the whole window: the one that all steps share, or ``[k, N, ...]``."""
-        same = all(each is self.each[0] for each in self.each)
-        return self.each[0] if same else tree_map(lambda *parts: torch.stack(parts), *self.each)
+        return tree_map(lambda *parts: torch.stack(parts), *self.each) if self.per_step else self.each[0]
+
+    def without(self, t: int) -> bool:
+        """Whether a step has no target."""
+        return self.per_step and self.each[t] is None
 
 
 def window_loss(fn: Loss, outputs: Any, targets: Any) -> Tensor:
@@ -83,10 +88,10 @@ def window_loss(fn: Loss, outputs: Any, targets: Any) -> Tensor:
     if not isinstance(targets, Targets):
         targets = Targets([targets] * k)
     if isinstance(fn, OverWindow):
-        if targets.mask is not None or any(y is None for y in targets.each):
+        if targets.mask is not None or any(map(targets.without, range(k))):
             raise ValueError(f"loss_fn={fn.__name__} is one of a whole window, which takes no mask: give one of a step")
         return _scalar(fn, fn(outputs, targets.together()))
-    losses = [_step_loss(fn, outputs, targets, t) for t in range(k) if targets.each[t] is not None]
+    losses = [_step_loss(fn, outputs, targets, t) for t in range(k) if not targets.without(t)]
     if not losses:
         return next(tensors(outputs)).sum() * 0
     return sum(losses[1:], losses[0]) / len(losses)

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -17,7 +17,10 @@ from sj_online.tree import tensors, tree_map
 from sj_online.unroll import Unroll, evaluating
 
 _in_sequence: "WeakSet[nn.Module]" = WeakSet()
-_whole: "WeakKeyDictionary[nn.Module, tuple[Structure, bool]]" = WeakKeyDictionary()
+_mixing: "WeakKeyDictionary[nn.Module, tuple[Structure, dict[int, str | None]]]" = WeakKeyDictionary()
+Calls = tuple[list[Tensor], list[Tensor]]
+LOOK = 16
+"""Steps over which a network is looked at, if there are so many: what mixes them may reach far back."""
 
 
 @torch.no_grad()
@@ -51,7 +54,7 @@ def predict(net: nn.Module, x: Tensor, num_steps: int | None = None, reduce: str
         torch.Size([6, 2, 3])
     """
     check.one_of("reduce", reduce, ("mean", "none", "running"))
-    if net in _in_sequence:
+    if not _in_sequence.isdisjoint(net.modules()):
         raise RuntimeError("predict() would reset the network in the middle of a sequence: finish or close that first")
     frames = Frames(x, num_steps=num_steps)
     with evaluating(net):
@@ -76,6 +79,15 @@ def _reduced(outputs: Iterator[Any], reduce: str, T: int) -> Any:
     )
 
 
+def check_free(net: nn.Module) -> None:
+    """Raise where a sequence of a network is in progress."""
+    if not _in_sequence.isdisjoint(net.modules()):
+        raise RuntimeError(
+            "a sequence of this network is in progress (a gradients() or stream() that was left in the middle, or a"
+            " call from inside of one): finish it, or close() it"
+        )
+
+
 @contextmanager
 def in_sequence(net: nn.Module) -> Iterator[None]:
     """While a rule is in the middle of a sequence: neither :func:`predict` nor another sequence may reset its network.
@@ -83,16 +95,13 @@ def in_sequence(net: nn.Module) -> Iterator[None]:
     Raises:
         RuntimeError: another sequence of this network is in progress.
     """
-    if net in _in_sequence:
-        raise RuntimeError(
-            "a sequence of this network is in progress (a gradients() or stream() that was left in the middle, or a"
-            " call from inside of one): finish it, or close() it"
-        )
+    check_free(net)
+    modules = WeakSet(net.modules())  # part of another network, or around it, too
     try:
-        _in_sequence.add(net)
+        _in_sequence.update(modules)
         yield
     finally:
-        _in_sequence.discard(net)
+        _in_sequence.difference_update(modules)
 
 
 def _steps_are_independent(net: nn.Module, frames: Frames) -> bool:
@@ -100,15 +109,11 @@ def _steps_are_independent(net: nn.Module, frames: Frames) -> bool:
     run = Unroll(net, frames)
     if run.mode == "s" or frames.T == 1:
         return True
-    structure = Structure(net)
-    if net not in _whole or _whole[net][0] != structure:
-        known = any(isinstance(module, host.MIXES_TIME) for module in net.modules())
-        _whole[net] = (structure, not known and mixing(net, frames, 1) is None)
-    return _whole[net][1]
+    return not any(isinstance(module, host.MIXES_TIME) for module in net.modules()) and mixing(net, frames, 1) is None
 
 
 def mixing(net: nn.Module, frames: Frames, k: int) -> str | None:
-    """The name of a module that mixes the steps of a sequence, so that slices of k steps are another network.
+    """The name of a module that mixes the steps of a sequence, so that slices of k steps are another network; kept.
 
     A multi-step network is run over a few steps at once and in slices, in eval mode; what differs is confirmed in
     float64, where rounding does not decide about a spike. A network that is random in eval mode cannot be told: a
@@ -119,7 +124,16 @@ def mixing(net: nn.Module, frames: Frames, k: int) -> str | None:
     """
     if Unroll(net, frames).mode == "s" or k >= frames.T:
         return None
-    part = frames.part(min(frames.T, 2 * k + 1), 2)
+    structure = Structure(net)
+    if net not in _mixing or _mixing[net][0] != structure:
+        _mixing[net] = (structure, {})
+    kept = _mixing[net][1]
+    if k not in kept:
+        kept[k] = _mixing_now(net, frames.part(min(frames.T, max(2 * k + 1, LOOK)), 2), k)
+    return kept[k]
+
+
+def _mixing_now(net: nn.Module, part: Frames, k: int) -> str | None:
     with looked_at(net), evaluating(net), torch.no_grad():
         try:
             name = _first_difference(net, part, k)
@@ -127,7 +141,7 @@ def mixing(net: nn.Module, frames: Frames, k: int) -> str | None:
             RuntimeError,
             ValueError,
             IndexError,
-        ):  # made for slices of k steps (TEBN): there is no whole that they could differ from
+        ):  # made for k steps (TEBN): no whole that slices could differ from
             return None
         if name is None:
             return None
@@ -154,38 +168,68 @@ def _is_random(net: nn.Module, frames: Frames) -> bool:
 def _first_difference(net: nn.Module, frames: Frames, k: int) -> str | None:
     """The first module, in the order of the calls, whose output in slices is not its output on the whole."""
     slices = [range(t, min(t + k, frames.T)) for t in range(0, frames.T, k)]
-    whole, mean = _record(net, frames, [range(frames.T)])
-    sliced, mean_of_slices = _record(net, frames, slices)
-    if all(_close(a, b) for a, b in zip(mean, mean_of_slices, strict=True)):
-        return None
-    for name, outputs in whole.items():
-        others = sliced.get(name, [])
-        if len(others) == len(slices) * len(outputs) and name:
-            per_call = [torch.cat(others[i :: len(outputs)]) for i in range(len(outputs))]
-            if not all(_close(a, b) for a, b in zip(outputs, per_call, strict=True)):
-                return name
-    return ""
+    whole = _outputs(net, frames, [range(frames.T)])
+    try:
+        # An average over the steps comes as a view that repeats it.
+        if all(
+            _close(a[0], b.mean(0)) if a.stride(0) == 0 else _close(a, b)
+            for a, b in zip(whole, _outputs(net, frames, slices), strict=True)
+        ):
+            return None
+    except (RuntimeError, ValueError, IndexError):  # made for the whole: the calls tell which module
+        pass
+    calls, _ = _calls(net, frames, [range(frames.T)])
+    calls_in_slices, raised = _calls(net, frames, slices)
+    for name, (inputs, outputs) in calls.items():
+        their_inputs, theirs = calls_in_slices.get(name, ([], []))
+        # Of other inputs, it is not its own doing.
+        if name and _same(inputs, their_inputs, len(slices)) and not _same(outputs, theirs, len(slices)):
+            return name
+    return raised[0] if raised else ""
 
 
-def _record(net: nn.Module, frames: Frames, slices: list[range]) -> tuple[dict[str, list[Tensor]], list[Tensor]]:
-    """The outputs of each module, in the order in which modules end their calls, and the mean output of the network."""
-    calls: dict[str, list[Tensor]] = {}
+def _same(whole: list[Tensor], in_slices: list[Tensor], slices: int) -> bool:
+    """Whether the tensors of some calls are those of the calls in slices behind each other."""
+    if len(in_slices) != slices * len(whole):
+        return len(in_slices) == len(whole) and all(map(_close, whole, in_slices))  # calls of single steps
+    joined = (torch.cat(in_slices[i :: len(whole)]) for i in range(len(whole)))
+    return all(map(_close, whole, joined))
+
+
+def _outputs(net: nn.Module, frames: Frames, slices: list[range]) -> list[Tensor]:
+    """The outputs of all steps."""
+    host.reset(net)
+    parts = [list(tensors(part)) for part in map(Unroll(net, frames), slices)]
+    return parts[0] if len(parts) == 1 else [torch.cat(p) for p in zip(*parts, strict=True)]
+
+
+def _calls(net: nn.Module, frames: Frames, slices: list[range]) -> tuple[dict[str, Calls], list[str]]:
+    """What each module got and gave, in the order in which calls end, and those that an error ended."""
+    calls: dict[str, Calls] = {}
+    raised: list[str] = []
 
     def recording(name: str, module: nn.Module) -> Any:
         inner = module.forward
 
         def forward(*args: Any, **kwargs: Any) -> Any:
+            raised.append(name)
+            given = [t.clone() for t in tensors((args, kwargs)) if t.dim()]
             output = inner(*args, **kwargs)
-            calls.setdefault(name, []).extend(t.clone() for t in tensors(output) if t.dim())
+            raised.remove(name)
+            inputs, outputs = calls.setdefault(name, ([], []))
+            inputs += given
+            outputs += [t.clone() for t in tensors(output) if t.dim()]
             return output
 
         return forward
 
     host.reset(net)
     run = Unroll(net, frames)
-    with replaced_forwards({module: recording(name, module) for name, module in net.named_modules()}):
-        outputs = tree_map(lambda *parts: torch.cat(parts), *map(run, slices))
-    return calls, [output.mean(0) for output in tensors(outputs)]
+    forwards = {module: recording(name, module) for name, module in net.named_modules()}
+    with suppress(RuntimeError, ValueError, IndexError), replaced_forwards(forwards):
+        for steps in slices:
+            run(steps)
+    return calls, raised[::-1]
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

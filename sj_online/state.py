@@ -4,7 +4,7 @@ State is what running a network may change: the host's memories, buffers, and wh
 own (counters, tensors, lists of tensors, generators), with the random generators of torch, Python and NumPy.
 """
 
-import random
+import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,76 +19,40 @@ from torch import Tensor, nn
 
 from sj_online import host
 from sj_online.install import plain
-from sj_online.tree import tree_map
+from sj_online.randomness import GENERATORS, KeptGenerator, Randomness
+from sj_online.tree import tensors, tree_map
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
-_GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 Splice = Callable[[Any, Any], Any]
 
 
 def _is_state(value: Any) -> bool:
-    if isinstance(value, (*_PLAIN, *_GENERATORS)):
+    if isinstance(value, (*_PLAIN, *GENERATORS, np.ndarray)):
         return True
     if isinstance(value, Tensor):
         return not isinstance(value, nn.Parameter)
     if isinstance(value, dict):
         return all(map(_is_state, value.values()))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return all(_is_state(getattr(value, field.name)) for field in dataclasses.fields(value))
     return isinstance(value, list | tuple | deque | set) and all(map(_is_state, value))
 
 
 def _copy(value: Any, memo: dict[int, Tensor]) -> Any:
-    """A copy whose tensors are independent; tensors that were one stay one."""
+    """A copy that is independent; tensors that were one stay one, and a kept generator is put back to its state."""
 
-    def cloned(tensor: Tensor) -> Tensor:
-        if id(tensor) not in memo:
-            memo[id(tensor)] = tensor.detach().clone()
-        return memo[id(tensor)]
+    def copied(part: Any) -> Any:
+        if isinstance(part, GENERATORS):
+            return KeptGenerator(part)
+        if isinstance(part, KeptGenerator):
+            return part.put()
+        if not isinstance(part, Tensor):
+            return part.copy()
+        if id(part) not in memo:
+            memo[id(part)] = part.detach().clone()
+        return memo[id(part)]
 
-    if isinstance(value, _GENERATORS):
-        return _Generator(value)
-    return set(value) if isinstance(value, set) else tree_map(cloned, value)
-
-
-class _Generator:
-    """A generator and its state."""
-
-    def __init__(self, generator: Any) -> None:
-        self.generator = generator
-        self.state = self._state()
-
-    def _state(self) -> Any:
-        match self.generator:
-            case torch.Generator() | np.random.RandomState():
-                return self.generator.get_state()
-            case random.Random():
-                return self.generator.getstate()
-        return self.generator.bit_generator.state
-
-    def put(self) -> Any:
-        match self.generator:
-            case torch.Generator() | np.random.RandomState():
-                self.generator.set_state(self.state)
-            case random.Random():
-                self.generator.setstate(self.state)
-            case _:
-                self.generator.bit_generator.state = self.state
-        return self.generator
-
-
-class Randomness:
-    """The states of the process's random generators: torch's, Python's and NumPy's."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.torch = host.random_state(device)
-        self.python = random.getstate()
-        self.numpy = np.random.get_state()
-
-    def put(self) -> None:
-        """Put the generators back to it."""
-        host.set_random_state(self.torch, self.device)
-        random.setstate(self.python)
-        np.random.set_state(self.numpy)
+    return tree_map(copied, value, of=(Tensor, np.ndarray, set, KeptGenerator, *GENERATORS))
 
 
 class State:
@@ -136,8 +100,6 @@ class State:
 
 
 def _put(present: Any, kept: Any, splice: Splice | None, memo: dict[int, Tensor]) -> Any:
-    if isinstance(kept, _Generator):
-        return kept.put()
     copied = _copy(kept, memo)
     return copied if splice is None else _spliced(present, copied, splice)
 
@@ -200,6 +162,9 @@ def sandbox(net: nn.Module) -> Iterator[None]:
         (module, {k: v for k, v in host.attributes(module) if _is_state(v)}, dict(module._buffers), module.training)
         for module in net.modules()
     ]
+    generators: list[KeptGenerator] = []
+    for _, attributes, *_ in kept:
+        tree_map(lambda generator: generators.append(KeptGenerator(generator)), attributes, of=GENERATORS)
     try:
         State(net).put()  # copies, which may be changed in place
         yield
@@ -210,6 +175,8 @@ def sandbox(net: nn.Module) -> Iterator[None]:
             module.__dict__.update(attributes)
             module._buffers.update(buffers)
             module.training = training
+        for generator in generators:
+            generator.put()
         randomness.put()
 
 
@@ -234,11 +201,13 @@ def detach(net: nn.Module) -> None:
             if not isinstance(value, _PLAIN):
                 host.memories(module)[name] = tree_map(Tensor.detach, value)
         for name, value in host.attributes(module):
-            if isinstance(value, Tensor) and value.grad_fn is not None:
-                module.__dict__[name] = value.detach()
-            elif isinstance(value, list | tuple | dict | deque) and name != "_memories" and _is_state(value):
+            if name != "_memories" and not isinstance(value, _PLAIN) and _is_state(value) and _has_graph(value):
                 _detach_in(module, name, value)
     functional.detach_net(net)
+
+
+def _has_graph(value: Any) -> bool:
+    return any(tensor.grad_fn is not None for tensor in tensors(value))
 
 
 def _detach_in(module: nn.Module, name: str, value: Any) -> None:

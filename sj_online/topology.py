@@ -158,7 +158,7 @@ def find(net: nn.Module, frames: Frames, k: int = 1) -> Found:
         host.reset(net)
         run = Unroll(net, frames)
         if run.mode == "m" and frames.N in (1, k):
-            run.gives_steps()  # looked up below, where everything that the network does is noted
+            run.gives_steps(min(k, frames.T))  # looked up below, where everything that the network does is noted
         names = [(name, p) for name, p in net.named_parameters()]
         with probe.sources, _probed(net, probe):
             for name, p in names:
@@ -167,6 +167,8 @@ def find(net: nn.Module, frames: Frames, k: int = 1) -> Found:
             for t in range(0, frames.T, k):
                 probe.step, probe.in_step = t, {}
                 probe.sources.new_step()
+                for _, value in _memories(net):
+                    probe.sources.set(value, _kept(probe.sources, value))
                 with probe:
                     run(range(t, min(t + k, frames.T)))
             probe.found.of_weights = list(_made_of_weights(net, probe.sources))
@@ -175,12 +177,23 @@ def find(net: nn.Module, frames: Frames, k: int = 1) -> Found:
     return probe.found
 
 
-def _made_of_weights(net: nn.Module, sources: Sources) -> Iterator[str]:
+def _memories(net: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, module in net.named_modules():
         for memory, value in host.memories(module).items():
-            kinds = {label[0] for tensor in tensors(value) for label in sources.of(tensor)}
-            if kinds == {"weight"}:
-                yield f"{name}.{memory}".lstrip(".")
+            yield f"{name}.{memory}".lstrip("."), value
+
+
+def _kept(sources: Sources, value: Any) -> frozenset[Any]:
+    """The labels of a memory, with weights as those of an earlier step."""
+    labels = frozenset().union(*map(sources.of, tensors(value)))
+    return frozenset(("kept", *label[1:]) if label[0] == "weight" else label for label in labels)
+
+
+def _made_of_weights(net: nn.Module, sources: Sources) -> Iterator[str]:
+    for name, value in _memories(net):
+        kinds = {label[0] for tensor in tensors(value) for label in sources.of(tensor)}
+        if "kept" in kinds and kinds <= {"kept", "weight"}:
+            yield name
 
 
 def display_name(parameter: str) -> str:

@@ -9,29 +9,30 @@ from typing import Any
 from torch import Tensor
 
 
-def tree_map(fn: Callable[..., Any], value: Any, *others: Any) -> Any:
+def tree_map(fn: Callable[..., Any], value: Any, *others: Any, of: type | tuple[type, ...] = Tensor) -> Any:
     """The same structure with ``fn`` of every tensor; what is no tensor stays, what holds no tensor too.
 
     Args:
         fn: gets the tensor, and what stands in its place in each of ``others``.
         value: a tensor or a nested container.
         others: of the same structure.
+        of: what ``fn`` is applied to.
 
     Example:
         >>> import torch
         >>> tree_map(lambda t: t.tolist(), {"a": [torch.ones(2), 3]})
         {'a': [[1.0, 1.0], 3]}
     """
-    if isinstance(value, Tensor):
+    if isinstance(value, of):
         return fn(value, *others)
     made: Any
     if isinstance(value, dict):
         made = copy.copy(value)
         for key in value:
-            made[key] = tree_map(fn, value[key], *(other[key] for other in others))
+            made[key] = tree_map(fn, value[key], *(other[key] for other in others), of=of)
         return made
     if isinstance(value, list | tuple | deque):
-        items = [tree_map(fn, *items) for items in zip(value, *others, strict=True)]
+        items = [tree_map(fn, *items, of=of) for items in zip(value, *others, strict=True)]
         if isinstance(value, deque):
             return deque(items, value.maxlen)
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
@@ -39,7 +40,7 @@ def tree_map(fn: Callable[..., Any], value: Any, *others: Any) -> Any:
         made = copy.copy(value)
         for field in dataclasses.fields(value):
             rest = (getattr(other, field.name) for other in others)
-            object.__setattr__(made, field.name, tree_map(fn, getattr(value, field.name), *rest))
+            object.__setattr__(made, field.name, tree_map(fn, getattr(value, field.name), *rest, of=of))
         return made
     return value
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,7 +15,7 @@ from sj_online.frames import Frames
 from sj_online.state import Structure, looked_at
 from sj_online.tree import tensors, tree_map
 
-_gives_steps: "WeakKeyDictionary[nn.Module, tuple[Structure, bool]]" = WeakKeyDictionary()
+_gives_steps: "WeakKeyDictionary[nn.Module, tuple[Structure, list[bool]]]" = WeakKeyDictionary()
 
 
 class Unroll:
@@ -51,28 +52,29 @@ class Unroll:
             for output in tensors(outputs[0]):
                 self._check_batch(output, output.shape[:1] == (self.frames.N,))
             return stacked(outputs)
-        return tree_map(lambda output: self._over_time(output, len(steps)), self.net(self.frames.window(steps)))
+        outputs, places = self.net(self.frames.window(steps)), count()
+        return tree_map(lambda output: self._over_time(output, len(steps), next(places)), outputs)
 
-    def _over_time(self, output: Tensor, k: int) -> Tensor:
+    def _over_time(self, output: Tensor, k: int, place: int) -> Tensor:
         """``[k, N, ...]`` as it is, ``[N, ...]`` as the mean of k steps; told apart by k and N."""
         steps = output.shape[:2] == (k, self.frames.N)
         mean = output.shape[:1] == (self.frames.N,)
         self._check_batch(output, steps or mean)
-        if steps and mean:
-            steps = self.gives_steps()
+        if mean and k == self.frames.N:
+            steps = self.gives_steps(k)[place]
         return output if steps else output.expand(k, *output.shape)
 
-    def gives_steps(self) -> bool:
-        """Whether a multi-step network's outputs have a time axis, tried once with sizes that cannot be mistaken."""
+    def gives_steps(self, k: int) -> list[bool]:
+        """Whether each output of k steps at once has a time axis, tried once with sizes that cannot be mistaken."""
         structure = Structure(self.net)
         if self.net not in _gives_steps or _gives_steps[self.net][0] != structure:
-            k = min(self.frames.T, 2)
             with looked_at(self.net), evaluating(self.net), torch.no_grad():
                 host.reset(self.net)
                 probe = self.frames.part(k, k + 1)
-                first = next(tensors(self.net(probe.window(range(k)))))
-            per_step = first.shape[:2] == (k, k + 1)
-            self._check_batch(first, per_step or first.shape[:1] == (k + 1,), k + 1)
+                outputs = list(tensors(self.net(probe.window(range(k)))))
+            per_step = [output.shape[:2] == (k, k + 1) for output in outputs]
+            for output, steps in zip(outputs, per_step, strict=True):
+                self._check_batch(output, steps or output.shape[:1] == (k + 1,), k + 1)
             _gives_steps[self.net] = (structure, per_step)
         return _gives_steps[self.net][1]
 

@@ -20,7 +20,7 @@ from sj_online.install import restore_all
 from sj_online.layer import is_synapse
 from sj_online.layer.quant import forget
 from sj_online.loss import Loss, Targets, window_loss
-from sj_online.prediction import in_sequence, predict
+from sj_online.prediction import check_free, in_sequence, predict
 from sj_online.trainer import finite, parallel
 from sj_online.trainer.compress import compressed
 from sj_online.trainer.inspection import Inspection, check_network, check_optimizer
@@ -166,7 +166,7 @@ class Rule:
         frames = Frames(x, y, self.num_steps, mask=mask, per_step_targets=self.per_step_targets)
         with self._sequence(frames):
             host.reset(self.net)
-            unroll, poison = Unroll(self.net, frames), finite.poison(x)
+            unroll, poison = Unroll(self.net, frames), finite.poison(x) + finite.poison_of_all(self.net)
             counts = parallel.any_rank(frames.counts())
             for steps, learns in self.windows(frames.T):
                 learns = learns and any(counts[steps.start : steps.stop])
@@ -226,7 +226,9 @@ class Rule:
             ValueError: shapes that do not fit each other.
             RuntimeError: another sequence of this network is in progress.
         """
-        parallel.check_alike("T", (len(x) if self.num_steps is None else self.num_steps) if hasattr(x, "shape") else 0)
+        parallel.check_alike("T", self.num_steps or (getattr(x, "shape", None) or [0])[0])
+        check_free(self.net)  # before its gradients are zeroed
+        self._begun = None
         self.optimizer.zero_grad()
         total = Total(self.per_step_targets)
         with closing(cast(Any, self.run(x, y, mask))) as windows:
@@ -272,17 +274,19 @@ class Rule:
         first = next(windows, None)
         if first is None:
             return
-        with self._sequence(first):
+        self._begun = None
+        # One window tells nothing of how steps hang together: it is looked at a longer sequence of the first input.
+        with self._sequence(Frames(first[0], num_steps=2 * first.T + 1)):
             for frames in chain([first], windows):
                 steps = range(frames.start, frames.start + frames.T)
                 learns = any(parallel.any_rank(frames.counts()))
-                scale = self.scale(frames.T, frames.T) if self.step_scale == "mean" else float(frames.T)
                 self.optimizer.zero_grad()
                 total = Total()
-                total.add(self._window(Unroll(self.net, frames), steps, learns, scale, finite.poison(frames.x)))
+                unroll, scale = Unroll(self.net, frames), self.scale(frames.T, frames.T)
+                total.add(self._window(unroll, steps, learns, scale, finite.poison(frames.x)))
                 if learns:
                     self.update_weights()
-                yield total.result(0.0)
+                yield total.result(finite.poison_of_all(self.net) if learns else 0.0)
 
     def update_weights(self) -> None:
         """Average the gradients over the ranks, step the optimizer, zero the gradients.

@@ -26,4 +26,4 @@ def poison_of_all(net: nn.Module) -> Tensor | float:
         return 0.0
     # The largest magnitude, because sums of squares overflow; NaN and infinity come through it.
     largest = torch._foreach_norm(parameters, float("inf"))
-    return torch.stack([value.float().to(largest[0].device) for value in largest]).sum() * 0
+    return torch.stack([(value * 0).float().to(largest[0].device) for value in largest]).sum()

@@ -1,12 +1,13 @@
 """Online training with a regulariser that pulls the parameters to their running average."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from sj_online.trainer.base import Common, Result, Rule, Window, only
+from sj_online.trainer.base import Common, Result, Rule, only
 
 
 class _Options(Common, total=False):
@@ -115,10 +116,11 @@ class FPTT(Rule):
         ]
         return torch.stack(terms).sum() if terms else 0.0
 
-    def run(self, x: Tensor, y: Any, mask: Tensor | None = None) -> Iterator[Window]:
-        """The loop of :meth:`Rule.run`, with averages that fit the network."""
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Nothing; but the averages fit the network when a sequence begins."""
         self._follow()
-        yield from super().run(x, y, mask)
+        yield
 
     def update_weights(self) -> None:
         """Step the optimizer, then move the multipliers and the averages."""

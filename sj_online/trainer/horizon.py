@@ -143,7 +143,7 @@ def check_replay(history: Callable[[], History], frames: Frames) -> None:
             kept.first = False
             run = kept.run if replays else lambda unroll, steps: unroll(steps)
             outputs = [run(unroll, range(t, t + 1)) for t in range(frames.T)]
-            runs.append((list(tensors(outputs)), dict(_named_state(net))))
+            runs.append((list(tensors(outputs)) + list(_remembered(net)), dict(_named_state(net))))
     (plain, state), (again, state_again) = runs
     for name, value in state.items():
         if not _equal(value, state_again.get(name)):
@@ -151,17 +151,22 @@ def check_replay(history: Callable[[], History], frames: Frames) -> None:
                 f"running a past step again leaves {name!r} other than it was, which this rule cannot put back: keep"
                 " such state in a memory, a buffer or a plain attribute"
             )
-    if not all(map(_equal, plain, again)):
+    if len(plain) != len(again) or not all(map(_equal, plain, again)):
         raise ValueError(
             "running a past step again changes the network's output: it has a state that this rule cannot put back"
             " (keep it in a memory, a buffer or a plain attribute), or randomness of its own"
         )
 
 
+def _remembered(net: nn.Module) -> Iterator[Tensor]:
+    """The host's memories, which are always put back: where they differ, something else did."""
+    for module in net.modules():
+        yield from tensors(list(host.memories(module).values()))
+
+
 def _named_state(net: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, module in net.named_modules():
-        kept = {**dict(host.attributes(module)), **module._buffers}
-        for key, value in {**kept, **host.memories(module)}.items():
+        for key, value in {**dict(host.attributes(module)), **module._buffers}.items():
             if isinstance(value, Tensor | int | float | list | tuple):
                 yield f"{name}.{key}".lstrip("."), value
 

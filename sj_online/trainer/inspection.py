@@ -45,12 +45,9 @@ def check_network(net: nn.Module, horizon: int | None, stride: int | None) -> No
 
 def _mixes(name: str, module: nn.Module, k: int) -> ValueError:
     slices = "one step at a time" if k == 1 else f"{k} steps at a time"
-    return ValueError(
-        f"{name!r} ({type(module).__name__}) mixes the steps of a sequence, but this rule runs {slices}: "
-        "use a layer that works step by step (BatchNorm2d), or TimeSlicing or BPTT"
-        if k == 1
-        else f"{name!r} ({type(module).__name__}) mixes the steps of a sequence, but this rule runs {slices}: use BPTT"
-    )
+    cure = "use a layer that works step by step (BatchNorm2d), or TimeSlicing or BPTT" if k == 1 else "use BPTT"
+    what = f"{name!r} ({type(module).__name__})" if name else f"the network ({type(module).__name__})"
+    return ValueError(f"{what} mixes the steps of a sequence, but this rule runs {slices}: {cure}")
 
 
 class Inspection:
@@ -63,6 +60,7 @@ class Inspection:
     def __init__(self, rule: "Rule") -> None:
         self.rule = rule
         self.structure: Structure | None = None
+        self.long = False
         self.found = Found()
         self.batches = 0
         self.said: set[str] = set()
@@ -74,7 +72,8 @@ class Inspection:
             ValueError: the rule cannot train it; names the module and the cure.
         """
         rule, structure = self.rule, Structure(self.rule.net)
-        if structure == self.structure:
+        long = (self.rule.stride or 0) < frames.T  # a sequence of one window tells nothing of the next
+        if structure == self.structure and (self.long or not long):
             return
         check_network(rule.net, rule.horizon, rule.stride)
         if rule.stride is not None and (name := mixing(rule.net, frames, rule.stride)) is not None:
@@ -88,13 +87,15 @@ class Inspection:
             )
         self._say_what_is_odd(frames)
         rule.looked(frames)
-        self.structure, self.batches = structure, 0
+        self.structure, self.long, self.batches = structure, long, 0
 
     def _say_what_is_odd(self, frames: Frames) -> None:
         net, found = self.rule.net, self.found
         nodes = {name: module for name, module in net.named_modules() if is_neuron(module)}
         times = 1 if step_mode(net) == "m" else min(self.rule.stride or frames.T, frames.T)
-        looped = [name for name in nodes if found.called.get(name, 0) > times]
+        # Once more is a neuron in two places, unless what feeds it runs as often.
+        fed = {found.called[name] for name in found.places if name in found.called}
+        looped = [n for n in nodes if (calls := found.called.get(n, 0)) > 2 * times or times < calls in fed]
         if looped:
             self._warn(
                 f"{looped[0]!r} runs {found.called[looped[0]] // times} times in one step: a loop over time inside"

@@ -118,7 +118,8 @@ class Emission:
             v: the potential that they leave, of the same shape.
             leak: of the step.
         """
-        self.a = s if self.a is None else self.e * self.a + s
+        # A copy, as the network may go on to change its spikes in place.
+        self.a = s.clone() if self.a is None else self.e * self.a + s
         before = torch.zeros_like(v) if self.v is None else self.v
         # Over a potential of zero the ratio is infinite, with the sign of the potential now.
         ratio = torch.where(before == 0, v.sign() * torch.inf, v / before).nan_to_num(0.0, torch.inf, -torch.inf)
@@ -137,7 +138,7 @@ class Emission:
             decay = of_neuron(node, self.t)
             assert decay is not None
             a = self.add(s.detach(), node.v.detach().expand_as(s), decay)
-            return make_dual(s, a.to(s.dtype))
+            return make_dual(s, a.to(s.dtype, copy=True))
 
         return forward
 
