@@ -1,5 +1,6 @@
 """Other forwards in the place of modules' own, for a while, seen by ``torch.compile`` and unknown to copies."""
 
+import copyreg
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -64,6 +65,8 @@ def _specialised(module: nn.Module) -> type:
         if isinstance(reduced, str):
             return reduced
         make, args, *rest = reduced
+        if make is copyreg.__newobj__:  # type: ignore[attr-defined]
+            make = cls.__new__  # by another name: pickle compares the class in the arguments of that with the object's
         if rest and isinstance(rest[0], dict):
             rest[0] = {name: value for name, value in rest[0].items() if name != "forward"} | own
         return (make, tuple(cls if arg is special else arg for arg in args), *rest)
