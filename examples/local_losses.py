@@ -1,9 +1,6 @@
 """Local losses as a rule of one's own: every layer learns from its own loss, and no error passes between layers.
 
-    python examples/local_losses.py
-
-An example of two seams: ``Rule.installed`` puts something into the network for the time of a sequence,
-``Rule.objective`` says what a backward pass starts from.
+Two seams: ``Rule.installed`` changes the network for a sequence, ``Rule.objective`` is what a backward pass starts at.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,17 +31,16 @@ class LocalLosses(Rule):
     def installed(self) -> Iterator[None]:
         """Neurons that pass their spikes on without a graph."""
         self.spikes: list[tuple[str, Tensor]] = []
-        nodes = {name: module for name, module in self.net.named_modules() if is_neuron(module)}
-        with replaced_forwards({node: self._cut(name, node) for name, node in nodes.items()}):
+        nodes = ((name, module) for name, module in self.net.named_modules() if is_neuron(module))
+        with replaced_forwards({node: self._cut(name, node) for name, node in nodes}):
             yield
 
     def _cut(self, name: str, node: nn.Module) -> Callable[[Tensor], Tensor]:
         inner = node.forward
 
         def forward(x: Tensor) -> Tensor:
-            s = inner(x)
-            self.spikes.append((name, s))
-            return s.detach()
+            self.spikes.append((name, inner(x)))
+            return self.spikes[-1][1].detach()
 
         return forward
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from sj_online.analysis.memory import SavedBytes
 
-from .rule_subject import CLASSES, N, Factory, batch, made, network, seeded, weights
+from .rule_subject import CLASSES, Factory, N, batch, made, network, seeded, weights
 
 
 def memory_is_bounded_by_the_horizon(factory: Factory) -> None:

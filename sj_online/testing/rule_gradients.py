@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sj_online.trainer import Rule
 
 from .oracle import assert_live, bptt_gradient, rule_gradient
-from .rule_subject import CLASSES, N, T, Factory, batch, flat, made, network, seeded, weights
+from .rule_subject import CLASSES, Factory, N, T, batch, flat, made, network, seeded, weights
 
 EXACT = 1e-12
 
