@@ -7,7 +7,7 @@ A package adds its own neuron to ``sj_online`` with three lines in its ``pyproje
 """
 
 from collections.abc import Callable
-from importlib.metadata import EntryPoint, entry_points
+from importlib import metadata
 from typing import Any, TypeVar
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])
@@ -15,10 +15,10 @@ Factory = TypeVar("Factory", bound=Callable[..., Any])
 GROUPS = ("neurons", "layers", "trainers", "models")
 
 
-def _entry_points(group: str) -> dict[str, EntryPoint]:
+def _entry_points(group: str) -> dict[str, metadata.EntryPoint]:
     if group not in GROUPS:
         raise ValueError(f"group={group!r} is not one of {', '.join(GROUPS)}")
-    return {point.name: point for point in entry_points(group=f"sj_online.{group}")}
+    return {point.name: point for point in metadata.entry_points(group=f"sj_online.{group}")}
 
 
 def names(group: str) -> list[str]:

@@ -1,12 +1,13 @@
 import pytest
 import torch
+from package_names import own
 
 from sj_online import registry
 from sj_online.testing.rule import check_rule
 from sj_online.trainer import BPTT, SLTT
 
 
-@pytest.mark.parametrize("name", registry.names("trainers"))
+@pytest.mark.parametrize("name", own("trainers"))
 def test_every_registered_rule_conforms(name):
     check_rule(registry.get("trainers", name))
 
