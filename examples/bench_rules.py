@@ -11,7 +11,6 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -22,7 +21,6 @@ from torch import Tensor, nn
 
 from sj_online.analysis.memory import SavedBytes
 from sj_online.trainer import BPTT, OTTT, SLTT, STOL, RandomBP, Rule
-from sj_online.trainer.compress import compressed
 
 T, N, CLASSES = 6, 16, 10
 MEMORY_STEPS = (2, 8, 32)
@@ -148,9 +146,8 @@ def megabytes(name: str, rule: type[Rule], norm: bool, device: str, steps: int) 
     net = network(norm).to(device)
     x, y = torch.rand(N, 3, 32, 32, device=device), torch.randint(CLASSES, (N,), device=device)
     net = in_blocks(net, x) if "memopt" in name else net
-    trained = rule(net, optimizer(net), num_steps=steps)
-    keeping = compressed([x]) if "compress" in name else nullcontext()
-    with SavedBytes(exclude=[*net.parameters(), x]) as saved, keeping:
+    trained = rule(net, optimizer(net), num_steps=steps, compress="compress" in name)
+    with SavedBytes(exclude=[*net.parameters(), x]) as saved:
         trained.train_step(x, y)
     return saved.peak / 1e6
 
