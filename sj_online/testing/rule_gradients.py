@@ -74,7 +74,7 @@ def multi_step_equals_single_step(factory: Factory) -> None:
 def stream_equals_a_sequence(factory: Factory) -> None:
     """A rule that streams does as on a sequence with an update at each window; one that does not refuses."""
     net, (x, y) = network(), batch()
-    rules = [_per_step(made(factory, each)) for each in (net, copy.deepcopy(net))]
+    rules, before = [_per_step(made(factory, each)) for each in (net, copy.deepcopy(net))], weights(net)
     steps = ((x_t, y) for x_t in x)
     if not rules[0].streams:
         try:
@@ -85,8 +85,8 @@ def stream_equals_a_sequence(factory: Factory) -> None:
     losses = [result.loss for result in rules[0].stream(steps)]
     expected = [window.loss for window in _updating(rules[1], x, y)]
     torch.testing.assert_close(losses, expected, rtol=0, atol=EXACT)
-    torch.testing.assert_close(weights(rules[0].net), weights(rules[1].net), rtol=0, atol=EXACT)
-    assert (weights(rules[0].net) != weights(network())).any(), "nothing was learnt"
+    torch.testing.assert_close(weights(net), weights(rules[1].net), rtol=0, atol=EXACT)
+    assert (weights(net) != before).any(), "nothing was learnt"
 
 
 def _per_step(rule: Rule) -> Rule:
