@@ -122,6 +122,8 @@ def test_all_must_differ_by_more_than_a_bound():
     a = {"w": torch.zeros(2), "b": torch.zeros(2)}
     assert_differ(a, {"w": torch.tensor([0.0, -0.5]), "b": torch.tensor([0.3, 0.0])})
     assert_differ(torch.zeros(2), torch.tensor([0.0, 2e-4]))
+    with pytest.raises(AssertionError, match="the two of 'tensor' do not differ by more than 0.0001"):
+        assert_differ(torch.ones(2), torch.ones(2))
     with pytest.raises(AssertionError, match="the two of 'b' do not differ by more than 0.0001"):
         assert_differ(a, {"w": torch.ones(2), "b": torch.full((2,), 1e-4)})
     with pytest.raises(AssertionError, match="the two of 'b' do not differ by more than 0.4"):
