@@ -24,6 +24,7 @@ class OverWindow:
     def __init__(self, fn: Loss) -> None:
         self.fn = fn
         self.__doc__ = fn.__doc__
+        self.__wrapped__ = fn  # whose signature it has
         self.__name__ = getattr(fn, "__name__", type(fn).__name__)
         self.__module__ = getattr(fn, "__module__", __name__)
 

@@ -71,7 +71,10 @@ def silent(net: nn.Module, nodes: Mapping[str, nn.Module], run: Callable[[], Any
         return s.detach()
 
     # Hooks of its own, so that what is saved here counts as no memory of the training around it.
-    with looked_at(net), torch.enable_grad(), saved_tensors_hooks(_as_is, _as_is), ExitStack() as stack:
+    looking = (looked_at(net), evaluating(net), torch.enable_grad(), saved_tensors_hooks(_as_is, _as_is))
+    with ExitStack() as stack:
+        for each in looking:
+            stack.enter_context(each)
         for norm in learning:
             stack.enter_context(norm.register_forward_pre_hook(normalise))
         for node in dict.fromkeys(nodes.values()):

@@ -6,7 +6,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest  # noqa: E402 - torch reads the variable when it is imported
 
-from sj_online.cli import main  # noqa: E402
+from sj_online.app.cli import main  # noqa: E402
 
 TINY = ["--num_steps=2", "--model.options.width=4", "--train.epochs=2", "--train.batch_size=64"]
 

@@ -31,11 +31,8 @@ MAY_IMPORT = {
     "analysis": NETWORK,
     "testing": NETWORK | {"trainer", "analysis", "topology"},
     "data": set(),
-    "recipe": set(),
-    "rundir": {"recipe"},
-    "session": LIBRARY | {"data", "recipe", "rundir"},
-    "run": LIBRARY | {"data", "recipe", "rundir", "session"},
-    "cli": LIBRARY | {"data", "recipe", "rundir", "session", "run"},
+    "recipes": set(),
+    "app": LIBRARY | {"data", "recipes", "convert"},
 }
 # What the ground may import of itself: in this order, only what stands before.
 ORDER = ["registry", "check", "files", "tree", "loss", "install", "host", "state", "frames", "unroll", "contraction"]
@@ -70,7 +67,7 @@ def test_imports_point_down(path):
 
 
 def test_an_upward_import_is_seen():
-    assert upward("from sj_online.run import train", ["layer", "quant"]) == {"run.train"}
+    assert upward("from sj_online.app import loop", ["layer", "quant"]) == {"app.loop"}
     assert upward("from ..trainer import SLTT", ["deploy", "file"]) == {"trainer.SLTT"}
     assert upward("def f():\n    import sj_online.model.lmh", ["trainer", "base"]) == {"model.lmh"}
     assert upward("from ..layer import SECA\nfrom . import base", ["neuron", "hdlif"]) == set()
@@ -84,7 +81,7 @@ def test_the_deployed_runtime_needs_no_training_code():
 
 
 def modules_after(statement: str) -> set[str]:
-    code = f"import sys; {statement}; print(*sys.modules)"
+    code = f"import sys; {statement}\nprint(*sys.modules)"
     return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
 
 
@@ -114,5 +111,7 @@ def test_the_package_imports_its_parts_on_their_first_use():
         sj_online.nothing  # noqa: B018
 
 
-def test_the_command_line_answers_without_torch():
-    assert not modules_after("import sj_online, sj_online.cli") & {"torch", "spikingjelly", "lightning_fabric"}
+@pytest.mark.parametrize("arguments", [["list", "recipes"], ["--help"], ["train", "--help"], ["train", "--seed=-1"]])
+def test_the_command_line_answers_without_torch(arguments):
+    code = f"from sj_online.app.cli import main\ntry: main({arguments})\nexcept SystemExit: pass"
+    assert not modules_after(code) & {"torch", "spikingjelly", "lightning_fabric", "numpy"}

@@ -1,12 +1,14 @@
 """What README shows is what runs."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 from package_names import own
 
-from sj_online import cli, registry
+from sj_online import registry
+from sj_online.app import cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -36,8 +38,8 @@ def test_commands_are_understood(tmp_path, monkeypatch, line):
     """The options exist; nothing is run."""
     monkeypatch.chdir(tmp_path)
     called = []
-    monkeypatch.setattr(cli, "COMMANDS", {name: lambda args, _: called.append(args) for name in cli.COMMANDS})
-    arguments = [word.strip("'") for word in line.split("#")[0].split()]
+    monkeypatch.setattr(cli, "COMMANDS", dict.fromkeys(cli.COMMANDS, called.append))
+    arguments = shlex.split(line, comments=True)
     assert arguments.pop(0) == "sj-online"
     assert cli.main(arguments) == 0
     assert called

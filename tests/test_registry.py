@@ -1,65 +1,96 @@
-import re
-from importlib import metadata
-from pathlib import Path
+from importlib.metadata import EntryPoint
 
 import pytest
-import test_cli_commands
-import test_readme
+import torch
 from package_names import own
+from torch.optim import lr_scheduler
+from torchvision.transforms import v2
 
-from sj_online import registry
+from sj_online import loss, registry
+
+OURS = ("neurons", "layers", "trainers", "models")
 
 
 @pytest.mark.parametrize("group", registry.GROUPS)
-def test_every_registered_name_loads_and_names_its_paper(group):
-    for name in own(group):
-        assert registry.get(group, name).paper
+def test_every_registered_name_loads(group):
+    for name in {*own(group), *registry._host(group)}:
+        entry = registry.get(group, name)
+        assert callable(entry)
+        assert group not in OURS or entry.paper
 
 
 def test_unknown_names_are_answered_with_the_known_ones():
     with pytest.raises(ValueError, match="'emfp' is not a registered name of neurons; known: empf"):
         registry.get("neurons", "emfp")
-    with pytest.raises(ValueError, match="group='rules' is not one of neurons, layers, trainers, models"):
+    with pytest.raises(ValueError, match="group='rules' is not one of neurons, layers, trainers, models, data, losses"):
         registry.names("rules")
 
 
-class Stranger(metadata.Distribution):
-    """Another package, which registers something that nothing of ours can build in every group."""
+@pytest.mark.parametrize(
+    ("group", "name", "expected"),
+    [
+        ("optimizers", "AdamW", torch.optim.AdamW),
+        ("optimizers", "sgd", torch.optim.SGD),
+        ("schedules", "StepLR", lr_scheduler.StepLR),
+        ("schedules", "ReduceLROnPlateau", lr_scheduler.ReduceLROnPlateau),
+        ("losses", "CrossEntropyLoss", torch.nn.CrossEntropyLoss),
+        ("losses", "cross_entropy", torch.nn.functional.cross_entropy),
+        ("losses", "mse_loss", torch.nn.functional.mse_loss),
+        ("losses", "ce_mse", loss.CrossEntropyMSE),
+        ("losses", "rate_cross_entropy", loss.rate_cross_entropy),
+        ("augmentations", "RandomCrop", v2.RandomCrop),
+        ("augmentations", "MixUp", v2.MixUp),
+    ],
+)
+def test_the_host_is_in_by_its_own_names(group, name, expected):
+    assert name in registry.names(group)
+    assert registry.get(group, name) is expected
 
-    def read_text(self, filename):
-        if filename == "METADATA":
-            return "Metadata-Version: 2.1\nName: stranger\nVersion: 1\n"
-        groups = "".join(f"[sj_online.{group}]\nstrange = no_such_package:Thing\n" for group in registry.GROUPS)
-        return groups if filename == "entry_points.txt" else None
 
-    def locate_file(self, path):
-        raise NotImplementedError
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [
+        ("optimizers", "Optimizer"),  # abstract
+        ("optimizers", "lr_scheduler"),  # a module
+        ("optimizers", "__builtins__"),
+        ("schedules", "LRScheduler"),
+        ("schedules", "LambdaLR"),  # asks for a function
+        ("schedules", "_LRScheduler"),
+        ("schedules", "warnings"),
+        ("losses", "TripletMarginLoss"),  # no loss of outputs and targets
+        ("losses", "handle_torch_function"),
+        ("losses", "gaussian_nll_loss"),
+        ("losses", "Module"),
+        ("augmentations", "Lambda"),
+        ("augmentations", "Transform"),
+        ("augmentations", "functional"),
+        ("neurons", "AdamW"),
+    ],
+)
+def test_nothing_else_of_a_module_can_be_named(group, name):
+    assert name not in registry.names(group)
+    with pytest.raises(ValueError, match=f"'{name}' is not a registered name of {group}"):
+        registry.get(group, name)
 
 
 @pytest.fixture
-def stranger(monkeypatch):
-    installed = list(metadata.distributions())
-    monkeypatch.setattr(metadata, "distributions", lambda **kwargs: [Stranger(), *installed])
+def third_party(monkeypatch):
+    """An installed package that registers something in every group."""
+
+    def points(group):
+        value = "json:nothing" if group.endswith("layers") else "collections:Counter"
+        return [EntryPoint("theirs", value, group), EntryPoint("SGD", "collections:Counter", group)]
+
+    monkeypatch.setattr(registry, "entry_points", points)
 
 
-@pytest.mark.parametrize("group", registry.GROUPS)
-def test_names_of_other_packages_are_known_and_kept_out_of_the_tests(group, stranger):
-    assert "strange" in registry.names(group) and "strange" not in own(group)
-    assert own(group) == [name for name in registry.names(group) if name != "strange"]
-    with pytest.raises(ValueError, match=f"'strange' of {group} is registered as no_such_package:Thing: No module"):
-        registry.get(group, "strange")
+@pytest.mark.parametrize("group", [group for group in registry.GROUPS if group != "layers"])
+def test_third_parties_register_in_every_group_and_win(third_party, group):
+    assert "theirs" in registry.names(group)
+    assert registry.names(group).count("SGD") == 1
+    assert registry.get(group, "theirs").__name__ == registry.get(group, "SGD").__name__ == "Counter"
 
 
-def test_the_tests_that_run_at_once_pass_beside_another_package(stranger, capsys):
-    for group in registry.GROUPS:
-        test_every_registered_name_loads_and_names_its_paper(group)
-    test_readme.test_rules_and_neurons_are_in_the_tables()
-    test_cli_commands.test_list_shows_every_name_with_its_paper(capsys)
-
-
-def test_no_test_takes_the_names_of_all_packages():
-    """Only these may: they are about what is registered beside our own, or ask whether anything is."""
-    allowed = {"test_registry.py", "test_layering.py", "test_plugin_template.py", "test_cli_commands.py"}
-    tests = Path(__file__).parent.rglob("*.py")
-    found = {path.name for path in tests if re.search(r"registry\.names\(|entry_points\(", path.read_text())}
-    assert found - allowed == {"package_names.py"}
+def test_what_cannot_be_imported_says_so(third_party):
+    with pytest.raises(ValueError, match="'theirs' of layers is registered as json:nothing: .*has no attribute"):
+        registry.get("layers", "theirs")

@@ -37,6 +37,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(f"{path}: a safetensors file, but not one of sj_online")
     try:
         header = json.loads(text)
+        if isinstance(header, dict):
+            header.setdefault("extra", {})  # files of earlier versions have none
         check(header, tensors)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: damaged header: {error}") from error

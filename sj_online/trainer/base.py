@@ -4,7 +4,7 @@ A rule is this loop with five choices: how many steps share a graph (``horizon``
 (``stride``), which steps learn (``windows``), what the weight gradient is made of, and when the weights are updated.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from itertools import chain
 from typing import Any, ClassVar, TypedDict, cast
@@ -46,6 +46,12 @@ class Options(Common, total=False):
 
     update: str | None
     step_scale: str | None
+
+
+def only(rule: type, options: Mapping[str, Any], known: type) -> None:
+    """Raise TypeError for an option that a rule does not take, as Python does for a keyword of a function."""
+    for name in options.keys() - known.__annotations__.keys() - Common.__annotations__.keys():
+        raise TypeError(f"{rule.__name__}.__init__() got an unexpected keyword argument {name!r}")
 
 
 class Rule:

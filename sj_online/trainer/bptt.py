@@ -5,7 +5,7 @@ from typing import Unpack
 import torch
 from torch import nn
 
-from sj_online.trainer.base import Common, Rule
+from sj_online.trainer.base import Common, Rule, only
 
 
 class _Options(Common, total=False):
@@ -35,4 +35,5 @@ class BPTT(Rule):
     stride = None
 
     def __init__(self, net: nn.Module, optimizer: torch.optim.Optimizer, **options: Unpack[_Options]) -> None:
+        only(type(self), options, _Options)
         super().__init__(net, optimizer, **options)

@@ -6,7 +6,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from sj_online.trainer.base import Common, Result, Rule, Window
+from sj_online.trainer.base import Common, Result, Rule, Window, only
 
 
 class _Options(Common, total=False):
@@ -67,6 +67,7 @@ class FPTT(Rule):
             raise ValueError(f"alpha={alpha!r} is not above 0")
         if not 0 < beta <= 1:
             raise ValueError(f"beta={beta!r} is not in (0, 1]")
+        only(type(self), options, _Options)
         super().__init__(net, optimizer, **options)
         self.alpha = alpha
         self.beta = beta

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from sj_online import check
-from sj_online.trainer.base import Common, Rule
+from sj_online.trainer.base import Common, Rule, only
 
 
 class _Options(Common, total=False):
@@ -43,6 +43,7 @@ class TimeSlicing(Rule):
     ) -> None:
         check.at_least("k", k)
         self.k = self.horizon = self.stride = k
+        only(type(self), options, _Options)
         super().__init__(net, optimizer, **options)
 
     def scale(self, k: int, T: int) -> float:

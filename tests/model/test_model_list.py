@@ -1,4 +1,4 @@
-from sj_online.cli import _describe
+from sj_online.app.cli import _describe
 
 
 def test_the_list_shows_paper_parameters_and_packed_size_of_a_model():

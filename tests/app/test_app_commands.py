@@ -3,7 +3,6 @@ import os
 import re
 import subprocess
 import sys
-from functools import partial
 
 import pytest
 import torch
@@ -11,8 +10,9 @@ from package_names import own
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from sj_online import registry, run
-from sj_online.cli import main
+from sj_online import prediction, registry
+from sj_online.app import batches, cli, outcome, reader
+from sj_online.app.cli import main
 
 
 def accuracy(out):
@@ -27,21 +27,11 @@ def test_train_prints_a_line_per_epoch(tmp_path, tiny, capsys):
     lines = out.splitlines()
     assert re.fullmatch(r"small_vgg on digits: [\d,]+ parameters, sltt, T=2, .* -> .*/run", lines[0])
     for epoch, line in enumerate(lines[1:3], start=1):
-        assert re.fullmatch(
-            rf"epoch {epoch}/2  loss \d\.\d{{4}}  accuracy 0\.\d{{4}}  val 0\.\d{{4}}  memory \d+\.\d+ [MG]B  .* s",
-            line,
+        assert re.match(
+            rf"epoch {epoch}/2  lr 0\.\d+  loss \d\.\d+  train_accuracy 0\.\d+  .*val_accuracy 0\.\d+", line
         )
     assert re.match(r"test accuracy 0\.\d{4} \(450 images\)", lines[3])
     assert len(lines) == 4
-
-
-def test_progress_bar_on_a_terminal(tmp_path, tiny, capsys, monkeypatch):
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    monkeypatch.setattr(run, "tqdm", partial(run.tqdm, mininterval=0, miniters=1))  # redrawn however fast a batch is
-    assert main(["train", "--out", str(tmp_path / "run"), *tiny]) == 0
-    bar = capsys.readouterr().err
-    assert "epoch 2/2" in bar
-    assert re.search(r"loss=\d\.\d{4}, accuracy=0\.\d{4}, memory=\d+\.\d+ [MG]B", bar)
 
 
 def test_eval_of_the_directory_is_the_test_accuracy(run_dir, capsys):
@@ -52,8 +42,8 @@ def test_eval_of_the_directory_is_the_test_accuracy(run_dir, capsys):
 
 def test_eval_in_another_precision(run_dir, capsys, monkeypatch):
     seen = []
-    predict = run.Session.predict
-    monkeypatch.setattr(run.Session, "predict", lambda self, x: seen.append(predict(self, x)) or seen[-1])
+    predict = prediction.predict
+    monkeypatch.setattr(prediction, "predict", lambda *args: seen.append(predict(*args)) or seen[-1])
     assert main(["eval", str(run_dir), "--precision=bf16-mixed"]) == 0
     assert accuracy(capsys.readouterr().out) > 0.3
     assert {output.dtype for output in seen} == {torch.bfloat16}
@@ -67,9 +57,25 @@ def test_exported_file_predicts_what_the_run_predicts(tmp_path, run_dir, capsys,
     assert main(["eval", str(file)]) == main(["eval", str(run_dir), "--checkpoint", checkpoint]) == 0
     packed, trained = capsys.readouterr().out.splitlines()
     assert packed == trained
-    ours, theirs = (run.open_run(source, checkpoint=checkpoint) for source in (run_dir, file))
-    x = ours.splits.test.padded
-    assert ours.predict(x).equal(theirs.predict(x))
+    ours, theirs = (outcome.open_for_evaluation(source, checkpoint=checkpoint) for source in (run_dir, file))
+    x, _ = ours.data.collate([ours.data.test[i] for i in range(100)])
+    assert batches.predict(ours, x).equal(batches.predict(theirs, x))
+
+
+def test_checkpoints_differ(run_dir):
+    """The control: what is evaluated is the checkpoint asked for."""
+    last, best = (outcome.open_for_evaluation(run_dir, checkpoint=which).net for which in ("last", "best"))
+    counts = [net.features[0].norm.num_batches_tracked.item() for net in (last, best)]
+    epoch = json.loads((run_dir / "summary.json").read_text())["best_epoch"]
+    assert counts == [2 * 2 * (1077 // 64), epoch * 2 * (1077 // 64)]
+
+
+def test_eval_takes_the_folder_of_the_data(run_dir, monkeypatch):
+    seen = []
+    monkeypatch.setattr(outcome, "for_evaluation", lambda recipe, net: seen.append(recipe))
+    outcome.open_for_evaluation(run_dir)
+    outcome.open_for_evaluation(run_dir, root="elsewhere")
+    assert [recipe.dataset.root for recipe in seen] == [None, "elsewhere"]
 
 
 def test_exported_file_holds_bits_and_no_path(tmp_path, run_dir):
@@ -79,28 +85,43 @@ def test_exported_file_holds_bits_and_no_path(tmp_path, run_dir):
         header = json.loads(opened.metadata()["sj_online"])
     packed = [tensor.nbytes for name, tensor in load_file(file).items() if name.endswith(".packed")]
     assert sorted(packed) == [4 * 8 * 9 / 8, 8 * 16 * 9 / 8]
-    assert header["metadata"]["recipe"]["dataset"]["root"] is None
+    assert header["metadata"] == {"dataset": {"name": "digits", "options": {}}, "num_steps": 2}
 
 
 def test_packed_size_bound(tmp_path, run_dir):
     """Binary weights / 8 + 4 bytes per output channel + the other tensors + 128 bytes per tensor + 4 KiB."""
     file = tmp_path / "net.safetensors"
     assert main(["export", str(run_dir), "--to", str(file)]) == 0
-    state = run.open_run(run_dir).net.state_dict()
+    state = outcome.open_for_evaluation(run_dir).net.state_dict()
     binary = [state.pop(f"features.{i}.conv.weight") for i in (3, 6)]
     bound = sum(weight.numel() / 8 + 4 * len(weight) for weight in binary)
     bound += sum(tensor.nbytes for tensor in state.values())
     assert file.stat().st_size <= bound + 128 * (len(state) + 2 * len(binary)) + 4096
 
 
-def test_list_shows_every_name_with_its_paper(capsys):
+def test_list_shows_every_name_with_its_paper_or_what_it_is(capsys):
     assert main(["list"]) == 0
     out = capsys.readouterr().out
     for group in registry.GROUPS:
         assert f"{group}\n" in out
         for name in own(group):
-            paper = re.search(rf"^  {name} +(.*)$", out, re.M)[1]
-            assert not paper.startswith(("-", "cannot be imported"))
+            what = re.search(rf"^  {name} +(.*)$", out, re.M)[1]
+            assert not what.startswith(("-", "cannot be"))
+
+
+def test_list_of_recipes_is_the_table_of_the_papers_rows(capsys, monkeypatch):
+    rows = {
+        "mine": {"base": "digits", "paper": {"table": "Mine, Table 1", "row": "SLTT", "accuracy": 98.5}},
+        "theirs": {"base": "nothing"},
+    }
+    monkeypatch.setattr(reader, "names", lambda: ["digits", *rows])
+    source = reader.source
+    monkeypatch.setattr(reader, "source", lambda name: rows.get(name) or source(name))
+    assert main(["list", "recipes"]) == 0
+    digits, mine, theirs = capsys.readouterr().out.splitlines()[1:]
+    assert digits.split() == ["digits", "-"]
+    assert re.fullmatch(r"  mine +Mine, Table 1 +SLTT +98\.50 %", mine)
+    assert re.match(r"  theirs +cannot be read: base='nothing' is not one of the known recipes", theirs)
 
 
 def test_list_of_one_group_with_third_parties(capsys, monkeypatch):
@@ -117,7 +138,7 @@ def test_list_of_one_group_with_third_parties(capsys, monkeypatch):
     assert main(["list", "neurons"]) == 0
     broken, theirs = capsys.readouterr().out.splitlines()[1:]
     assert re.fullmatch(r"  broken +cannot be imported: no such module", broken)
-    assert re.fullmatch(r"  theirs +-", theirs)
+    assert re.fullmatch(r"  theirs +of test_app_commands", theirs)
 
 
 @pytest.mark.parametrize("command", [[], ["train"], ["eval"], ["export"], ["list"]])
@@ -131,16 +152,31 @@ def test_help(capsys, command):
 def test_a_reader_that_has_had_enough_sees_no_error():
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-c", "import sys; from sj_online.cli import main; sys.exit(main(['list', 'neurons']))"]
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from sj_online.app.cli import main; sys.exit(main(['list', 'neurons']))",
+    ]
     process = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert (process.returncode, process.stderr) == (1, "")
 
 
-def test_interrupt(monkeypatch, tmp_path, tiny, capsys):
-    def interrupted(*args, **kwargs):
+def test_interrupt(monkeypatch, capsys):
+    def interrupted(args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "train", interrupted)
-    assert main(["train", "--out", str(tmp_path / "run"), *tiny]) == 130
+    monkeypatch.setitem(cli.COMMANDS, "train", interrupted)
+    assert main(["train"]) == 130
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_rehearsal_leaves_nothing_and_prints_what_it_costs(tmp_path, monkeypatch, tiny, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--rehearse", *tiny]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^parameters +1,714$", out, re.M)
+    assert re.search(r"^saved for backward +\d+\.\d MB at 64 samples a batch$", out, re.M)
+    assert re.search(r"^peak memory +[\d,]+\.\d MB$", out, re.M)
+    assert re.search(r"^seconds a batch +\d+\.\d{3} on cpu$", out, re.M)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,85 @@
+"""What becomes of a trained network: its accuracy on the test data, and its packed file."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sj_online import deploy
+from sj_online.app import batches, loop, named, plain
+from sj_online.app.build import for_evaluation
+from sj_online.app.networks import fits, open_run
+from sj_online.app.parts import Parts
+from sj_online.app.recipe import Dataset, Named, Precision, Recipe
+
+
+def open_for_evaluation(
+    source: str | Path, *, checkpoint: str = "last", root: str | None = None, precision: Precision | None = None
+) -> Parts:
+    """The trained network of a run directory or a packed file, with its data.
+
+    Args:
+        source: a run directory or a file that :func:`export` wrote.
+        checkpoint: ``'last'`` or ``'best'``, of a run directory.
+        root: folder of the data; None for the one of the recipe.
+        precision: ``fabric.precision``; None for the one of the recipe.
+
+    Raises:
+        ValueError: one line that names what cannot be read.
+    """
+    if Path(source).is_dir():
+        recipe, made = open_run(source, checkpoint)
+        net = made.net
+    else:
+        recipe, net = _unpacked(Path(source))
+    recipe = replace(
+        recipe,
+        dataset=replace(recipe.dataset, root=root or recipe.dataset.root),
+        fabric=replace(recipe.fabric, precision=precision or recipe.fabric.precision),
+    )
+    return for_evaluation(recipe, net)
+
+
+def test_accuracy(parts: Parts) -> float:
+    """The part of the test data that is classified right."""
+    return loop.evaluate(parts, batches.evaluation(parts, parts.data.test))["accuracy"]
+
+
+def export(source: str | Path, to: str | Path, *, checkpoint: str = "last") -> None:
+    """Write the network of a run directory to a packed file that :func:`open_for_evaluation` can read.
+
+    Args:
+        source: the run directory.
+        to: the ``.safetensors`` file.
+        checkpoint: ``'last'`` or ``'best'``.
+
+    Raises:
+        ValueError: no run, or no readable checkpoint.
+    """
+    recipe, made = open_run(source, checkpoint)
+    if recipe.start and recipe.start.convert:
+        raise ValueError(f"{source} began from a converted network, which no registered model builds: pack it by hand")
+    dataset = {"name": recipe.dataset.name, "options": recipe.dataset.options}
+    metadata = {"dataset": dataset, "num_steps": recipe.num_steps}
+    deploy.export(made.net, to, model=made.model, kwargs=made.options, metadata=metadata)
+
+
+def _unpacked(path: Path) -> tuple[Recipe, Any]:
+    """The network of a packed file, and of its metadata what it takes to evaluate it: nothing that steers a process."""
+    header = deploy.read_header(path)
+    metadata, model = header["metadata"], header["model"]
+    try:
+        if model is None:
+            raise ValueError("it names no model")
+        if not isinstance(metadata.get("dataset"), dict):
+            raise ValueError("it names no data set")
+        given = {key: metadata["dataset"].get(key, default) for key, default in (("name", None), ("options", {}))}
+        dataset = plain.typed(Dataset, given, "dataset")
+        recipe = Recipe(num_steps=plain.typed(int | None, metadata.get("num_steps"), "num_steps"), dataset=dataset)
+        asked = Named(model, plain.typed(dict, header["kwargs"], "kwargs"))
+        named.check("models", asked)
+        named.check("data", Named(dataset.name, dataset.options), reserved=("root", "download"))
+        fits(asked)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return recipe, named.run(str(path), partial(deploy.load, path))

@@ -1,0 +1,58 @@
+import inspect
+import subprocess
+import sys
+
+import pytest
+from package_names import own
+
+from sj_online import registry
+from sj_online.data import Shape
+
+NEEDED = {"image_folder": {"classes": 3, "size": 16}, "event_folder": {"classes": 3, "size": (16, 12)}}
+SHAPES = {
+    "cifar10": Shape(classes=10, shape=(3, 32, 32)),
+    "cifar100": Shape(classes=100, shape=(3, 32, 32)),
+    "cifar10_dvs": Shape(classes=10, shape=(2, 128, 128), steps=10),
+    "delayed_recall": Shape(classes=4, shape=(6,), steps=100, per_step_targets=True),
+    "digits": Shape(classes=10, shape=(1, 8, 8)),
+    "dvs_gesture": Shape(classes=11, shape=(2, 128, 128), steps=20),
+    "event_folder": Shape(classes=3, shape=(2, 16, 12), steps=10),
+    "fashion_mnist": Shape(classes=10, shape=(1, 28, 28)),
+    "image_folder": Shape(classes=3, shape=(3, 16, 16)),
+    "imagenet": Shape(classes=1000, shape=(3, 224, 224)),
+    "mnist": Shape(classes=10, shape=(1, 28, 28)),
+    "n_mnist": Shape(classes=10, shape=(2, 34, 34), steps=10),
+    "shd": Shape(classes=20, shape=(700,), steps=100),
+    "tiny_imagenet": Shape(classes=200, shape=(3, 64, 64)),
+}
+
+
+def test_every_data_set_is_registered():
+    assert set(own("data")) >= set(SHAPES)
+
+
+@pytest.mark.parametrize("name", sorted(SHAPES))
+def test_every_data_set_describes_itself_without_files(name):
+    load = registry.get("data", name)
+    assert load.describe("/nowhere", **NEEDED.get(name, {})) == SHAPES[name]
+    parameters = inspect.signature(load).parameters
+    assert (
+        list(parameters)[:2] == ["root", "download"] and parameters["download"].kind is inspect.Parameter.KEYWORD_ONLY
+    )
+    assert parameters["root"].default is None and parameters["download"].default is False
+
+
+@pytest.mark.parametrize("name", own("augmentations"))
+def test_every_augmentation_is_made_by_its_defaults(name):
+    make = registry.get("augmentations", name)
+    takes_classes = "classes" in inspect.signature(make).parameters
+    assert callable(make(classes=3) if takes_classes else make())
+
+
+def test_importing_is_light():
+    modules = "base sampler split images folder frames recordings events sequences augment"
+    program = "".join(f"import sj_online.data.{name}\n" for name in modules.split())
+    program += "import sys; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    heavy = {"torchvision", "torchvision.datasets", "spikingjelly.datasets", "h5py", "sklearn", "PIL"}
+    assert "sj_online.data.events" in loaded and not heavy & set(loaded)
