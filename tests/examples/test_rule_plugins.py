@@ -1,5 +1,6 @@
 """The two rules of examples/, against gradients written out."""
 
+import re
 import runpy
 from pathlib import Path
 
@@ -148,8 +149,19 @@ def test_the_rules_pass_the_public_checks(rule):
     check_rule(rule)
 
 
+def test_the_matrices_have_the_spread_of_an_initialised_weight():
+    net = nn.Sequential(layer.Linear(8, 9), lif(), layer.Linear(9, 400), lif(), layer.Conv1d(100, 3, 4)).double()
+    net.insert(4, nn.Unflatten(1, (100, 4)))
+    net.append(nn.Flatten())
+    rule = make(FeedbackAlignment, net)
+    rule_gradient(rule, *batch())
+    for name, inputs in (("2", 9), ("5", 400)):
+        assert rule.traces[name].B.std() == pytest.approx(inputs**-0.5, rel=0.1)
+
+
 @pytest.mark.parametrize("name", ["feedback_alignment", "local_losses"])
-def test_the_scripts_run_and_are_short(name, capsys):
+def test_the_scripts_are_short_and_learn(name, capsys):
     assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 70
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
-    assert capsys.readouterr().out
+    losses = [float(loss) for loss in re.findall(r"\b\d\.\d{2,3}\b", capsys.readouterr().out.partition("Feedback")[0])]
+    assert len(losses) >= 5 and losses[-1] < losses[0] / 2

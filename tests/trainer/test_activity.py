@@ -1,5 +1,7 @@
 """What a trace is told of the neurons behind it, against the neurons' equations and e-prop written out."""
 
+from dataclasses import FrozenInstanceError
+
 import pytest
 import torch
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
@@ -100,6 +102,8 @@ def test_the_activities_are_those_of_the_neurons_equation(mode):
             assert a.shape == ((1, N, 6) if mode == "m" and a is not activity.v else (N, 6))
             torch.testing.assert_close(a.view(N, 6), e, rtol=0, atol=1e-12)
             assert not a.requires_grad
+    with pytest.raises(FrozenInstanceError):
+        activity.v = None
     assert_live([torch.stack([activity.spike for (activity,) in told])])
 
 
