@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import sj_online
+
 PACKAGE = Path(__file__).parents[1] / "sj_online"
 # What everyone may import.
 GROUND = {
@@ -115,6 +117,26 @@ def test_importing_the_package_imports_no_device_library_and_no_data():
     loaded = modules_after("import sj_online, sj_online.neuron, sj_online.layer, sj_online.trainer")
     assert "torch" in loaded
     assert not loaded & {"cupy", "sklearn", "torchvision.datasets", "spikingjelly.datasets", "sj_online.data"}
+
+
+LIGHT = """
+import sj_online
+assert not {"torch", "spikingjelly"} & set(sys.modules)
+from sj_online import registry
+assert registry.names("neurons") and "torch" not in sys.modules
+from sj_online import predict
+assert sj_online.prediction.predict is predict is sj_online.predict and "sj_online.trainer" not in sys.modules
+from sj_online import analysis, testing
+assert (analysis.__name__, testing.__name__) == ("sj_online.analysis", "sj_online.testing")
+testing.check_node
+assert "sj_online.trainer" not in sys.modules
+"""
+
+
+def test_the_package_imports_its_parts_on_their_first_use():
+    modules_after(f"exec({LIGHT!r})")
+    with pytest.raises(AttributeError, match="module 'sj_online' has no attribute 'nothing'"):
+        sj_online.nothing  # noqa: B018
 
 
 @pytest.mark.parametrize("arguments", [["list", "recipes"], ["--help"], ["train", "--help"], ["train", "--seed=-1"]])

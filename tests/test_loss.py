@@ -3,6 +3,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from package_names import own
 from spikingjelly.activation_based import layer, neuron
 from spikingjelly.activation_based.functional import temporal_efficient_training_cross_entropy
 from torch import nn
@@ -91,7 +92,7 @@ def test_arguments_are_checked(options, message):
         CrossEntropyMSE(**options)
 
 
-@pytest.mark.parametrize("rule", registry.names("trainers"))
+@pytest.mark.parametrize("rule", own("trainers"))
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_rule_takes_every_loss_and_soft_targets(rule, name):
     torch.manual_seed(0)

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from package_names import own
 
 from sj_online import registry
 from sj_online.app import cli
@@ -46,5 +47,31 @@ def test_commands_are_understood(tmp_path, monkeypatch, line):
 
 def test_rules_and_neurons_are_in_the_tables():
     for group in ("trainers", "neurons"):
-        for name in registry.names(group):
+        for name in own(group):
             assert f"`{registry.get(group, name).__name__}" in README
+
+
+def test_every_rule_is_on_the_page_of_rules():
+    page = (ROOT / "sj_online/trainer/README.md").read_text()
+    for name in own("trainers"):
+        assert f"| `{registry.get('trainers', name).__name__}" in page
+
+
+def test_the_files_of_rules_that_pages_name_exist():
+    page = (ROOT / "sj_online/trainer/README.md").read_text()
+    files = re.findall(r"`([\w/]+\.py)`", page)
+    assert len(files) > 15
+    for file in files:
+        assert (ROOT / file).exists() or (ROOT / "sj_online/trainer" / file).exists(), file
+    named = {Path(file).name for file in files} | {"__init__.py"}
+    rules = {registry.get("trainers", name).__module__.rpartition(".")[2] + ".py" for name in own("trainers")}
+    assert {path.name for path in (ROOT / "sj_online/trainer").glob("*.py")} - rules <= named
+
+
+def test_the_rule_in_contributing_passes_the_public_checks():
+    (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "CONTRIBUTING.md").read_text(), re.M | re.S)
+    assert code.rstrip().endswith("check_rule(LastStepsOnly)")
+    exec(compile(code, "CONTRIBUTING.md", "exec"), {"__name__": "contributing"})
+    wrong = code.replace("exact = False", "exact = True")
+    with pytest.raises(AssertionError, match="declared exact=True"):
+        exec(compile(wrong, "CONTRIBUTING.md", "exec"), {"__name__": "contributing"})

@@ -75,6 +75,9 @@ class Rule:
 
     paper: ClassVar[str]
     exact: ClassVar[bool]
+    """Whether the gradient of a sequence is that of backpropagation through time, or has at least its direction."""
+    exact_in_one_step: ClassVar[bool] = True
+    """Whether the gradient of a single step is that of backpropagation; not in feedback alignment, for instance."""
     paper_update: ClassVar[str] = "sequence"
     paper_step_scale: ClassVar[str] = "mean"
     streams: ClassVar[bool] = True

@@ -66,7 +66,8 @@ class NDOT(OTTT):
             return tree_map(lambda output: unpack_dual(output).primal, super().forward(unroll, steps))
 
     def _forwards(self) -> dict[nn.Module, Callable[..., Any]]:
-        return super()._forwards() | {node: emission.around(node) for node, emission in self.emissions.items()}
+        inner = super()._forwards()
+        return inner | {node: each.around(node, inner.get(node, node.forward)) for node, each in self.emissions.items()}
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -129,9 +130,8 @@ class Emission:
         self.t += 1
         return self.a
 
-    def around(self, node: base.MemoryModule) -> Callable[[Tensor], Tensor]:
-        """The forward of ``node`` with the trace beside its spikes."""
-        inner = node.forward
+    def around(self, node: base.MemoryModule, inner: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """The forward ``inner`` of ``node`` with the trace beside its spikes."""
 
         def forward(x: Tensor) -> Tensor:
             s = inner(unpack_dual(x).primal)

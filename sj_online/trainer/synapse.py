@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from sj_online.trainer.activity import Activity
 from sj_online.trainer.linear_maps import Bilinear, Call, Conv, Linear, Overridden, Traced, times
 
 
@@ -25,8 +26,9 @@ class Trace(TorchFunctionMode):
 
     Attributes:
         call: while :meth:`gradients` runs, the call whose gradients are asked for.
-        neurons: what the neurons did that the synapse's :class:`~sj_online.topology.Place` names, if the rule watches
-            them.
+        name: of the synapse in its network.
+        neurons: what the neurons that its :class:`~sj_online.topology.Place` names did in this step, if the rule has
+            ``watches_neurons = True``.
 
     Example:
         >>> fc, trace = nn.Linear(2, 1, bias=False), Trace()
@@ -46,11 +48,12 @@ class Trace(TorchFunctionMode):
         super().__init__()
         self.weight = weight
         self.bias = bias
-        self.neurons: tuple[Any, ...] = ()
+        self.name = ""
         self.clear()
 
     def clear(self) -> None:
         """Forget the sequence."""
+        self.neurons: tuple[Activity, ...] = ()
         self.uses: list[tuple[Tensor | None, Tensor | None]] = []
         self.use = 0
         self.saved: list[Tensor] = []

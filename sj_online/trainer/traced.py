@@ -11,8 +11,10 @@ from sj_online import check, host
 from sj_online.frames import Frames
 from sj_online.install import replaced_forwards
 from sj_online.layer import is_synapse
+from sj_online.neuron.leak import is_neuron
 from sj_online.topology import Place, display_name
 from sj_online.trainer import leak
+from sj_online.trainer.activity import Recorder
 from sj_online.trainer.base import Options, Rule
 from sj_online.trainer.functional import Functional
 from sj_online.trainer.synapse import Trace
@@ -45,6 +47,8 @@ class TracedRule(Rule):
     """
 
     looks_at_all_steps: ClassVar[bool] = True
+    watches_neurons: ClassVar[bool] = False
+    """Whether :attr:`Trace.neurons` tells what the neurons did behind a synapse; its network then runs eagerly."""
 
     def __init__(
         self,
@@ -62,6 +66,7 @@ class TracedRule(Rule):
         self.traces: dict[str, Trace] = {}
         self.functional: dict[str, tuple[str, ...]] = {}
         self.products: tuple[str, ...] = ()
+        self.recorders: dict[str, Recorder] = {}
         self._unseen: set[str] = set()
         known = {host.shown(name) for name, module in net.named_modules() if is_synapse(module)}
         known |= {display_name(name) for name, _ in net.named_parameters(remove_duplicate=False)}
@@ -111,6 +116,7 @@ class TracedRule(Rule):
             made = None if self._opted_out(name) else self.synapse(place)
             bias = getattr(modules.get(name), "bias", None)
             if made is not None and (made.weight or bias is not None):
+                made.name = name
                 made.bias = made.bias and bias is not None
                 self.traces[name] = made
 
@@ -119,10 +125,14 @@ class TracedRule(Rule):
         with torch.no_grad():
             for name, trace in self.traces.items():
                 trace.begin(self._leak(name, steps.start) if trace.uses else 0.0)
+        for recorder in self.recorders.values():
+            recorder.activities = []
         with self._functional():
             outputs = super().forward(unroll, steps)
-        for trace in self.traces.values():
+        for name, trace in self.traces.items():
             trace.end()
+            nodes = self.places[name].neurons if self.recorders and name in self.places else ()
+            trace.neurons = tuple(activity for node in nodes for activity in self.recorders[node].activities)
         return outputs
 
     def propagate(self, loss: Tensor) -> None:
@@ -142,8 +152,9 @@ class TracedRule(Rule):
     @contextmanager
     def _functional(self, again: bool = False) -> Iterator[None]:
         with ExitStack() as stack:
-            if self.functional.keys() & self.traces.keys():
+            if self.functional.keys() & self.traces.keys() or self.recorders:
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
+            if self.functional.keys() & self.traces.keys():
                 stack.enter_context(Functional(self.net, self.traces, again))
             yield
 
@@ -169,7 +180,10 @@ class TracedRule(Rule):
         modules = dict(self.net.named_modules())
         doors = {inner: wrapper for wrapper, inner in host.checkpointed(self.net).items()}
         seen = {name: modules[name] for name in self.traces if name in modules and is_synapse(modules[name])}
-        return {doors.get(module, module): self.traces[name].around(module) for name, module in seen.items()}
+        nodes = modules.items() if self.watches_neurons else ()
+        self.recorders = {name: Recorder(name, module) for name, module in nodes if is_neuron(module)}
+        forwards = {doors.get(module, module): self.traces[name].around(module) for name, module in seen.items()}
+        return forwards | {recorder.node: recorder.around() for recorder in self.recorders.values()}
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -178,6 +192,7 @@ class TracedRule(Rule):
             with replaced_forwards(self._forwards()):
                 yield
         finally:
+            self.recorders = {}
             for trace in self.traces.values():
                 trace.clear()
 

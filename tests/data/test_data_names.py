@@ -1,10 +1,11 @@
 import inspect
 import subprocess
 import sys
-from importlib.metadata import entry_points
 
 import pytest
+from package_names import own
 
+from sj_online import registry
 from sj_online.data import Shape
 
 NEEDED = {"image_folder": {"classes": 3, "size": 16}, "event_folder": {"classes": 3, "size": (16, 12)}}
@@ -26,17 +27,13 @@ SHAPES = {
 }
 
 
-def registered(group):
-    return {point.name: point for point in entry_points(group=f"sj_online.{group}")}
-
-
 def test_every_data_set_is_registered():
-    assert set(registered("data")) >= set(SHAPES)
+    assert set(own("data")) >= set(SHAPES)
 
 
 @pytest.mark.parametrize("name", sorted(SHAPES))
 def test_every_data_set_describes_itself_without_files(name):
-    load = registered("data")[name].load()
+    load = registry.get("data", name)
     assert load.describe("/nowhere", **NEEDED.get(name, {})) == SHAPES[name]
     parameters = inspect.signature(load).parameters
     assert (
@@ -45,9 +42,9 @@ def test_every_data_set_describes_itself_without_files(name):
     assert parameters["root"].default is None and parameters["download"].default is False
 
 
-@pytest.mark.parametrize("name", sorted(registered("augmentations")))
+@pytest.mark.parametrize("name", own("augmentations"))
 def test_every_augmentation_is_made_by_its_defaults(name):
-    make = registered("augmentations")[name].load()
+    make = registry.get("augmentations", name)
     takes_classes = "classes" in inspect.signature(make).parameters
     assert callable(make(classes=3) if takes_classes else make())
 

@@ -2,14 +2,15 @@
 
 import pytest
 import torch
+from package_names import own
 from tiny_models import arguments, build, outputs
 
-from sj_online import deploy, registry
+from sj_online import deploy
 from sj_online.layer.quant import Quantized
 
 
 @pytest.mark.parametrize("synapse", ["binary", "ternary"])
-@pytest.mark.parametrize("name", registry.names("models"))
+@pytest.mark.parametrize("name", own("models"))
 def test_the_loaded_network_has_the_outputs_of_the_trained_one(name, synapse, tmp_path):
     net, x = build(name, {"synapse": synapse})
     outputs(net, x, "s")  # running statistics

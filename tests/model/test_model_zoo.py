@@ -3,6 +3,7 @@ import inspect
 import pytest
 import torch
 import torch.nn.functional as F
+from package_names import own
 from spikingjelly.activation_based import functional, layer, neuron
 from spikingjelly.activation_based.model import spiking_vggws_ottt
 from tiny_models import IMAGENET, TINY, N, T, build, outputs, wake
@@ -37,7 +38,7 @@ CASES = [(name, {}) for name in TINY] + VARIANTS
 
 
 def test_every_registered_network_is_here():
-    assert set(TINY) == set(registry.names("models"))
+    assert set(TINY) == set(own("models"))
     assert all(registry.get("models", name).paper for name in TINY)
 
 
@@ -71,7 +72,7 @@ def test_one_training_step_under_every_rule_that_admits_the_network(name, option
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
     leaks = [m.leak(0) for m in net.modules() if isinstance(m, OnlineNode)]
     one_leak = None not in leaks and len({leak if isinstance(leak, float) else leak.item() for leak in leaks}) <= 1
-    for trainer in registry.names("trainers"):
+    for trainer in own("trainers"):
         learnt = set()
 
         def check(learnt=learnt):
@@ -202,7 +203,7 @@ def test_the_linear_head_is_one_linear_map_in_eval_mode():
             assert torch.allclose(head(-x) - bias, -y, atol=1e-5) == linear
 
 
-@pytest.mark.parametrize("name", registry.names("neurons"))
+@pytest.mark.parametrize("name", own("neurons"))
 def test_a_network_of_every_registered_neuron(name):
     """The names of the registry are those of the models."""
     net = model.hdlif_resnet18(width=4, neuron=name, num_steps=T, step_mode="m")

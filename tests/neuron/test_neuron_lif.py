@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from package_names import own
 from spikingjelly.activation_based import layer, neuron, surrogate
 from torch import nn
 
@@ -106,6 +107,6 @@ def test_swap_to_empf_in_the_hosts_words():
 
 
 def test_every_registered_neuron_names_its_paper():
-    names = registry.names("neurons")
+    names = own("neurons")
     assert {"empf", "hdlif", "lmh", "qcfs", *FACTORIES} <= set(names)
     assert all(isinstance(registry.get("neurons", name).paper, str) for name in names)

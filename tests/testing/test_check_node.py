@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from package_names import own
 from spikingjelly.activation_based import neuron, surrogate
 
 from sj_online import registry
@@ -16,7 +17,7 @@ SMOOTH = {"empf"}
 EXCLUDED = {"qcfs": "an activation of ANNs, no BaseNode"}
 HOSTS = {"ottt_lif", "sltt_lif", "stol_lif"}
 """The host's LIFNode, whose state has the dtype of its input, which is half under autocast."""
-NAMES = sorted(set(registry.names("neurons")) - set(EXCLUDED))
+NAMES = sorted(set(own("neurons")) - set(EXCLUDED))
 
 
 @pytest.mark.parametrize("name", NAMES)

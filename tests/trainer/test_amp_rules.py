@@ -3,13 +3,14 @@
 import pytest
 import torch
 from lightning_fabric import Fabric
+from package_names import own
 from spikingjelly.activation_based import layer, neuron
 from torch import nn
 
 from sj_online import registry
 from sj_online.neuron import EMPFNode
 
-RULES = registry.names("trainers")
+RULES = own("trainers")
 T, N, CLASSES = 4, 6, 3
 LIF = {"tau": 2.0, "decay_input": False, "v_reset": None, "detach_reset": True}
 

@@ -4,13 +4,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from package_names import own
 from spikingjelly.activation_based import layer, neuron
 from torch import nn
 
 from sj_online import registry
 from sj_online.neuron import EMPFNode
 
-RULES = registry.names("trainers")
+RULES = own("trainers")
 T, N, CLASSES, WORLD = 3, 6, 3, 2
 LIF = {"tau": 2.0, "decay_input": False, "v_reset": None, "detach_reset": True}
 

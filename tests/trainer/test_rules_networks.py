@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from package_names import own
 from spikingjelly.activation_based import functional, layer, neuron
 from spikingjelly.activation_based.model import ms_resnet, parametric_lif_net, sew_resnet, spiking_resnet
 from spikingjelly.activation_based.model.spiking_vggws_ottt import OTTTSpikingVGG
@@ -12,7 +13,7 @@ from sj_online.analysis import SavedBytes
 from sj_online.layer import Feedback
 from sj_online.neuron import EMPFNode
 
-RULES = registry.names("trainers")
+RULES = own("trainers")
 LIF = {"decay_input": False, "v_reset": None, "detach_reset": True}
 MODELS = {
     "spiking_resnet18": (lambda **kw: spiking_resnet.spiking_resnet18(num_classes=3, **kw), (3, 16, 16)),
