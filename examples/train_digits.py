@@ -13,7 +13,8 @@ from torch import nn
 from sj_online import deploy
 from sj_online.layer import BinaryConv2d
 from sj_online.neuron import EMPFNode
-from sj_online.trainer import SLTT, param_groups
+from sj_online.optim import param_groups
+from sj_online.trainer import SLTT
 
 T = 4
 EPOCHS = 12

@@ -1,19 +1,24 @@
 """Change a network in place: its neurons, its activations, its synapses."""
 
 import inspect
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from spikingjelly.activation_based import base, functional, neuron
+from spikingjelly.activation_based import neuron
 from torch import Tensor, nn
 
-from . import registry
-from .layer.replace import quantize_synapses, replace_modules
+from . import registry, trial
+from .layer.replace import out_of_reach, quantize_synapses, replace_modules
 from .neuron import QCFS, EMPFNode, LMHNode, OnlineNode
 from .neuron.leak import of_neuron
 
 __all__ = ["Swap", "qcfs_to_lmh", "quantize_synapses", "swap_neurons"]
+
+NODES = (neuron.BaseNode, neuron.SimpleBaseNode)
+REACH = 1000
+"""A neuron with a threshold from here on is a readout: what counts is its membrane."""
 
 
 class Swap(NamedTuple):
@@ -40,16 +45,22 @@ def swap_neurons(
     the new neuron's parameter: (0, 1) for EM-PF's and HD-LIF's decay, (0.5, 1.5) for LM-H's lambda_s; else the default
     stands. LM-H takes the threshold over; EM-PF and HD-LIF never do, as their spikes are no longer of height 1.
 
+    A warning names readouts, which are left alone unless ``where`` picks them: neurons with a threshold beyond reach,
+    infinite or at least 1000. Another names neurons in plain lists, tuples and dicts, where they cannot be swapped.
+
     Args:
-        net: a network with neurons; everything else in it, its state_dict too, stays as it is.
-        name: ``'empf'``, ``'hdlif'``, ``'lmh'`` or any other registered neuron; or a factory that returns a neuron.
-        where: ``where(name, module)`` picks the neurons to replace; None: every ``BaseNode``.
-        example_input: input of ``net``, needed to learn the channels for options given as ``'channels'``.
+        net: a network with neurons; everything else in it, its state_dict too, stays as it is, and if anything fails
+            the neurons too.
+        name: ``'empf'``, ``'hdlif'``, ``'lmh'``, ``'stol_lif'`` or any other registered neuron; or a factory that
+            returns a neuron.
+        where: ``where(name, module)`` picks the neurons to replace; None: all but readouts.
+        example_input: a batch that ``net`` takes. With it the network is run when its neurons are swapped, and a
+            warning names those that neither fire nor pass a gradient. Needed for options given as ``'channels'``.
         kwargs: arguments of each new neuron. The value ``'channels'`` stands for the number of channels of the input of
             the neuron that is replaced, e.g. ``membrane_norm='channels'``.
 
     Returns:
-        One row per replaced neuron.
+        One row per neuron, in which a readout that is left alone has the new type of the old.
 
     Raises:
         ValueError: an unknown name, no neuron to replace, a net that is itself a neuron, or ``'channels'`` without
@@ -62,17 +73,31 @@ def swap_neurons(
         [Swap(name='1', old='LIFNode', new='EMPFNode', carried_over={'leak': 0.75})]
     """
     factory = registry.get("neurons", name) if isinstance(name, str) else name
-    nodes = {n: m for n, m in net.named_modules() if isinstance(m, neuron.BaseNode)}
-    olds = {n: m for n, m in nodes.items() if where is None or where(n, m)}
-    channels = _channels(net, olds.values(), example_input) if "channels" in kwargs.values() else {}
+    nodes = {n: m for n, m in net.named_modules() if isinstance(m, NODES)}
+    readouts = {n: m for n, m in nodes.items() if where is None and _is_readout(m)}
+    olds = {n: m for n, m in nodes.items() if n not in readouts and (where is None or where(n, m))}
+    channels: dict[nn.Module, int] = {}
+    if "channels" in kwargs.values():
+        if example_input is None:
+            raise ValueError("example_input=None: an option is 'channels', which needs an example_input to learn them")
+        channels = trial.channels(net, olds.values(), example_input)
     replacements: dict[nn.Module, nn.Module] = {}
     rows = []
-    for n, old in olds.items():
-        arguments = {key: channels[old] if value == "channels" else value for key, value in kwargs.items()}
-        new, carried_over = _successor(old, factory, arguments)
-        replacements[old] = new
-        rows.append(Swap(n, type(old).__name__, type(new).__name__, carried_over))
+    for n, old in nodes.items():
+        if n in olds:
+            arguments = {key: channels[old] if value == "channels" else value for key, value in kwargs.items()}
+            replacements[old], carried_over = _successor(old, factory, arguments)
+            rows.append(Swap(n, type(old).__name__, type(replacements[old]).__name__, carried_over))
+        elif n in readouts:
+            rows.append(Swap(n, type(old).__name__, type(old).__name__, {}))
+    _warn_of_what_stays(net, nodes, readouts, replacements)
     _replace(net, replacements)
+    if example_input is not None:
+        try:
+            _warn_of_silence(net, {n: replacements[old] for n, old in olds.items()}, example_input)
+        except BaseException:
+            replace_modules(net, {new: old for old, new in replacements.items()})
+            raise
     return rows
 
 
@@ -115,47 +140,56 @@ def _successor(
     """The neuron that follows ``old``, and what it took over."""
     carried_over = {}
     accepted = inspect.signature(factory).parameters
-    if "v_threshold" in accepted and "v_threshold" not in arguments and not isinstance(old, EMPFNode):
+    takes = "v_threshold" in accepted and "threshold" not in accepted  # not EM-PF, which has its own
+    if takes and "v_threshold" not in arguments and not isinstance(old, EMPFNode):
         carried_over["v_threshold"] = old.v_threshold
     new = factory(**carried_over, **arguments)
     with torch.no_grad():
         leak = None if getattr(old, "num_steps", None) else of_neuron(old, 0)
-    if leak is not None and "decay" not in arguments and isinstance(new, OnlineNode) and new.adopt_leak(float(leak)):
+    given = {"decay", "tau"} & arguments.keys()
+    if leak is not None and not given and isinstance(new, OnlineNode) and new.adopt_leak(float(leak)):
         carried_over["leak"] = float(leak)
-    new.step_mode, new.store_v_seq = old.step_mode, old.store_v_seq
+    new.step_mode, new.store_v_seq = old.step_mode, getattr(old, "store_v_seq", False)
     return new.train(old.training), carried_over
 
 
-def _channels(net: nn.Module, nodes: Iterable[nn.Module], example_input: Tensor | None) -> dict[nn.Module, int]:
-    """The channels of each node's input, from one run in eval mode that leaves the network as it was."""
-    if example_input is None:
-        raise ValueError("example_input=None: an option is 'channels', which needs an example_input to learn them from")
-    channels: dict[nn.Module, int] = {}
+def _is_readout(node: neuron.BaseNode) -> bool:
+    return bool((torch.as_tensor(node.v_threshold) >= REACH).all())
 
-    def record(node: Any, inputs: tuple[Tensor, ...]) -> None:
-        channels[node] = inputs[0].shape[2 if node.step_mode == "m" else 1]
 
-    hooks = [node.register_forward_pre_hook(record) for node in nodes]
-    training = {module: module.training for module in net.modules()}
-    memories = base.extract_memories(net)
-    try:
-        net.eval()
-        functional.reset_net(net)
-        with torch.no_grad():
-            net(example_input)
-    finally:
-        functional.reset_net(net)
-        base.load_memories(net, memories)
-        for module, mode in training.items():
-            module.training = mode
-        for hook in hooks:
-            hook.remove()
-    return channels
+def _warn_of_what_stays(
+    net: nn.Module,
+    nodes: Mapping[str, neuron.BaseNode],
+    readouts: Mapping[str, neuron.BaseNode],
+    olds: Collection[nn.Module],
+) -> None:
+    if readouts:
+        named = ", ".join(f"{n!r} (v_threshold={node.v_threshold})" for n, node in readouts.items())
+        warnings.warn(f"left alone as readouts: {named}; where=... swaps them too", stacklevel=3)
+    known = set(nodes.values())
+    lost = [n for n, m in out_of_reach(net) if isinstance(m, NODES) and (m in olds or m not in known)]
+    if lost:
+        warnings.warn(
+            f"not swapped, as they sit in plain lists or dicts, where no reset finds them either: {', '.join(lost)};"
+            " hold them in nn.ModuleList or nn.ModuleDict",
+            stacklevel=3,
+        )
+
+
+def _warn_of_silence(net: nn.Module, nodes: Mapping[str, nn.Module], example_input: Tensor) -> None:
+    calls = trial.steps(net, nodes)
+    silent = trial.silent(net, nodes, lambda: [net(example_input) for _ in range(calls)]) if example_input.any() else []
+    if silent:
+        warnings.warn(
+            f"silent: with this example_input {', '.join(silent)} neither fire nor pass a gradient, so that nothing"
+            " before them learns; put a batch norm in front of them or give a lower threshold",
+            stacklevel=3,
+        )
 
 
 def _replace(net: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
     like = next((p for p in net.parameters() if p.is_floating_point()), None)
-    replace_modules(net, replacements)
     if like is not None:
         for new in replacements.values():
             new.to(device=like.device, dtype=like.dtype)
+    replace_modules(net, replacements)

@@ -4,40 +4,109 @@ The cross entropy of each step, TET's loss, needs no name of its own: it is ``to
 mean over the steps :func:`window_loss` takes.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+from sj_online.tree import tensors, tree_map
+
+Loss = Callable[[Any, Any], Tensor]
 
 
-def over_window(fn: Loss) -> Loss:
-    """Mark ``fn`` as a loss of a whole window: it gets ``[k, N, classes]`` where others get ``[N, classes]`` k times.
+class OverWindow:
+    """A loss of a whole window; see :func:`over_window`."""
+
+    def __init__(self, fn: Loss) -> None:
+        self.fn = fn
+        self.__doc__ = fn.__doc__
+        self.__name__ = getattr(fn, "__name__", type(fn).__name__)
+        self.__module__ = getattr(fn, "__module__", __name__)
+
+    def __reduce__(self) -> Any:
+        """As the name of what :func:`over_window` decorated, or by the function in it."""
+        named = getattr(sys.modules.get(self.__module__), self.__name__, None)
+        return self.__name__ if named is self else (OverWindow, (self.fn,))
+
+    def __call__(self, outputs: Any, y: Any) -> Tensor:
+        """The loss of outputs ``[k, N, classes]``."""
+        return self.fn(outputs, y)
+
+
+def over_window(fn: Loss) -> OverWindow:
+    """``fn`` as a loss of a whole window: it gets ``[k, N, classes]`` where others get ``[N, classes]`` k times.
 
     Example:
         >>> sum_ce = over_window(lambda outputs, y: F.cross_entropy(outputs.sum(0), y))
         >>> round(window_loss(sum_ce, torch.zeros(4, 2, 10), torch.tensor([3, 7])).item(), 4)
         2.3026
     """
-    fn.over_window = True  # type: ignore[attr-defined]
-    return fn
+    return OverWindow(fn)
 
 
-def window_loss(fn: Loss, outputs: Tensor, y: Tensor) -> Tensor:
-    """The loss of a window: ``fn`` of the whole if it is marked so, else the mean of ``fn`` over the steps.
+@dataclass
+class Targets:
+    """The targets of the steps of a window.
+
+    Attributes:
+        each: what the loss takes, for each of the k steps; None where a step has none.
+        mask: ``[k, N]`` of bools, which rows of each step count; None: all.
+    """
+
+    each: list[Any]
+    mask: Tensor | None = None
+
+    def together(self) -> Any:
+        """The targets of a loss of the whole window: the one that all steps share, or ``[k, N, ...]``."""
+        same = all(each is self.each[0] for each in self.each)
+        return self.each[0] if same else tree_map(lambda *parts: torch.stack(parts), *self.each)
+
+
+def window_loss(fn: Loss, outputs: Any, targets: Any) -> Tensor:
+    """The loss of a window: ``fn`` of the whole if it is one of a window, else the mean of ``fn`` over the steps.
 
     Args:
-        fn: ``fn([N, classes], y)``, or a loss marked by :func:`over_window`.
-        outputs: ``[k, N, classes]``.
-        y: labels ``[N]`` or soft targets ``[N, classes]``.
+        fn: ``fn([N, classes], y)``, or a loss made by :func:`over_window`.
+        outputs: ``[k, N, ...]``, or a dict, tuple or dataclass of such.
+        targets: what the loss takes at every step, or :class:`Targets`. A step's loss under a mask is that of the rows
+            that count, times their share; steps without a target are left out.
+
+    Raises:
+        ValueError: ``fn`` gives no scalar, or is one of a window under a mask.
     """
-    if getattr(fn, "over_window", False):
-        return fn(outputs, y)
-    losses = [fn(output, y) for output in outputs]
+    k = len(next(tensors(outputs)))
+    if not isinstance(targets, Targets):
+        targets = Targets([targets] * k)
+    if isinstance(fn, OverWindow):
+        if targets.mask is not None or any(y is None for y in targets.each):
+            raise ValueError(f"loss_fn={fn.__name__} is one of a whole window, which takes no mask: give one of a step")
+        return _scalar(fn, fn(outputs, targets.together()))
+    losses = [_step_loss(fn, outputs, targets, t) for t in range(k) if targets.each[t] is not None]
+    if not losses:
+        return next(tensors(outputs)).sum() * 0
     return sum(losses[1:], losses[0]) / len(losses)
+
+
+def _step_loss(fn: Loss, outputs: Any, targets: Targets, t: int) -> Tensor:
+    output, y = tree_map(lambda o: o[t], outputs), targets.each[t]
+    if targets.mask is None or bool(targets.mask[t].all()):
+        return _scalar(fn, fn(output, y))
+    rows = targets.mask[t].nonzero()[:, 0].to(next(tensors(output)).device)
+    if not len(rows):
+        return next(tensors(output)).sum() * 0
+    part = _scalar(fn, fn(tree_map(lambda o: o[rows], output), tree_map(lambda each: each[rows], y)))
+    return part * (len(rows) / targets.mask.shape[1])
+
+
+def _scalar(fn: Loss, loss: Any) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise ValueError(f"loss_fn={getattr(fn, '__name__', fn)} gives {what}, not a scalar: reduce it to its mean")
+    return loss.reshape(())
 
 
 @over_window

@@ -10,9 +10,12 @@ that holds nothing else: no other attribute of a module can be named.
 """
 
 import inspect
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, TypeVar
+
+Factory = TypeVar("Factory", bound=Callable[..., Any])
 
 GROUPS = (
     "neurons",
@@ -123,3 +126,18 @@ def get(group: str, name: str) -> Any:
         return points[name].load()
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{name!r} of {group} is registered as {points[name].value}: {error}") from error
+
+
+def cite(paper: str) -> Callable[[Factory], Factory]:
+    """Give a factory its ``paper``, which ``sj-online list`` shows; a class has it as an attribute.
+
+    Example:
+        >>> get("neurons", "ottt_lif").paper
+        'OTTT (Xiao et al. 2022)'
+    """
+
+    def decorate(factory: Factory) -> Factory:
+        factory.paper = paper  # type: ignore[attr-defined]
+        return factory
+
+    return decorate

@@ -1,13 +1,14 @@
 """swap_neurons and qcfs_to_lmh: what is replaced, what is kept, what is carried over."""
 
 import copy
+import warnings
 
 import pytest
 import torch
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
-from sj_online.convert import qcfs_to_lmh, swap_neurons
+from sj_online.convert import qcfs_to_lmh, quantize_synapses, swap_neurons
 from sj_online.neuron import QCFS, EMPFNode, HDLIFNode, LMHNode
 
 
@@ -155,3 +156,131 @@ def test_a_converted_deep_network_is_close_to_the_ann_and_can_be_trained_on():
     assert torch.corrcoef(torch.stack([out.mean(0).flatten(), expected.flatten()]))[0, 1] > 0.9
     out.square().mean().backward()
     assert all(p.grad.isfinite().all() for p in net.parameters())
+
+
+@pytest.mark.parametrize("threshold", [float("inf"), 1e3, 1e9])
+def test_a_readout_is_left_alone_and_named_unless_it_is_asked_for(threshold):
+    def net():
+        return nn.Sequential(nn.Linear(2, 2), neuron.IFNode(v_threshold=999.0), neuron.LIFNode(v_threshold=threshold))
+
+    left = net()
+    with pytest.warns(UserWarning, match=f"^left alone as readouts: '2' .v_threshold={threshold}.; where=") as caught:
+        rows = swap_neurons(left, "empf")
+    assert [tuple(row) for row in rows] == [("1", "IFNode", "EMPFNode", {}), ("2", "LIFNode", "LIFNode", {})]
+    assert type(left[1]) is EMPFNode and type(left[2]) is neuron.LIFNode and len(caught) == 1
+    assert caught[0].filename == __file__
+    asked = net()
+    assert [row.new for row in swap_neurons(asked, "empf", where=lambda name, node: True)] == ["EMPFNode"] * 2
+    with pytest.warns(UserWarning, match="left alone"), pytest.raises(ValueError, match="nothing inside it to replace"):
+        swap_neurons(net()[1:][1:], "empf")
+
+
+def test_neurons_in_plain_lists_and_dicts_are_named():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act = neuron.IFNode()
+
+    net = nn.Sequential(nn.Linear(2, 2), Block())
+    net[1].hidden = [{"a": neuron.LIFNode()}, (Block(), nn.ReLU())]
+    net[1].again = [net[1].act, neuron.LIFNode]
+    net.table = {0: net[1]}
+    for _ in range(2):  # the second time the list holds a neuron that the network no longer does
+        with pytest.warns(UserWarning, match="nn.ModuleList") as caught:
+            swap_neurons(net, "empf")
+        assert len(caught) == 1 and caught[0].filename == __file__
+        assert "either: 1.hidden[0]['a'], 1.hidden[1][0].act, 1.again[0];" in str(caught[0].message)
+    assert type(net[1].act) is EMPFNode and type(net[1].hidden[0]["a"]) is neuron.LIFNode
+    net[1].hidden, net[1].again = [], [net[1].act]
+    net.append(neuron.IFNode())
+    assert len(swap_neurons(net, "lmh", where=lambda name, node: name == "2")) == 1, "what stays is right in a list"
+
+
+def current(*sizes, norm=False):
+    """A network whose currents are far below the thresholds, unless they are normalised."""
+    layers = []
+    for size, out in zip(sizes, sizes[1:], strict=False):
+        synapse = layer.Linear(size, out)
+        nn.init.uniform_(synapse.weight, 0.0, 0.01)
+        nn.init.zeros_(synapse.bias)
+        layers += [synapse, *([layer.BatchNorm1d(out)] if norm else []), neuron.LIFNode()]
+    return nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_silent_neurons_are_named_once_if_there_is_an_example(step_mode):
+    torch.manual_seed(0)
+    net = current(8, 6, 4)
+    functional.set_step_mode(net, step_mode)
+    example = torch.rand(*([4] if step_mode == "m" else []), 5, 8)
+    silent = copy.deepcopy(net)
+    with pytest.warns(UserWarning, match="^silent: with this example_input 1, 3 neither fire nor pass") as caught:
+        swap_neurons(silent, "empf", example_input=example)
+    assert len(caught) == 1 and caught[0].filename == __file__ and "batch norm" in str(caught[0].message)
+    functional.reset_net(silent)
+    assert not silent(example).any(), "the warning is right"
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        swap_neurons(copy.deepcopy(net), "empf")  # nothing is run
+        swap_neurons(copy.deepcopy(net), "empf", example_input=torch.zeros_like(example))  # says nothing of the network
+        swap_neurons(copy.deepcopy(net), "empf", example_input=example, threshold=1e-4)
+        for mode in (True, False):
+            alive = current(8, 6, 4, norm=True).train(mode)
+            functional.set_step_mode(alive, step_mode)
+            swap_neurons(alive, "empf", example_input=example)
+
+
+class Broken(nn.Module):
+    def forward(self, x):
+        if any(isinstance(module, EMPFNode) for module in self.of):
+            raise RuntimeError("broken")
+        return x
+
+
+def failing_factory():
+    made = []
+
+    def factory():
+        if made:
+            raise RuntimeError("broken")
+        made.append(EMPFNode())
+        return made[0]
+
+    return factory
+
+
+def test_what_fails_half_way_leaves_the_network_as_it_was():
+    net = network()
+    net.append(Broken())
+    net[6].of = [net]  # looked through below
+    Broken.of = property(lambda self: list(vars(self)["of"][0]))
+    before = list(net)
+    for call in (
+        lambda: swap_neurons(net, failing_factory()),
+        lambda: swap_neurons(net, "empf", example_input=x()),
+        lambda: swap_neurons(net, "empf", membrane_norm="channels", example_input=x()),
+    ):
+        functional.reset_net(net)
+        net(x())
+        v, state = net[5].v, copy.deepcopy(net.state_dict())
+        with pytest.raises(RuntimeError, match="broken"):
+            call()
+        assert all(a is b for a, b in zip(net, before, strict=True)) and torch.equal(net[5].v, v) and net.training
+        assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+        functional.reset_net(net)
+        assert net[5].v == 0.0, "reset_net must find the old neurons"
+
+
+def test_synapses_are_replaced_all_or_none():
+    net = nn.Sequential(*(nn.Linear(2, 2) for _ in range(4)))
+    before = list(net)
+    del net[2].in_features
+    with pytest.raises(AttributeError, match="in_features"):
+        quantize_synapses(net, "binary")
+    assert all(a is b for a, b in zip(net, before, strict=True))
+
+
+def test_the_hosts_simple_neurons_are_neurons():
+    net = nn.Sequential(nn.Linear(2, 2), neuron.SimpleLIFNode(tau=4.0, decay_input=True))
+    assert [tuple(row) for row in swap_neurons(net, "empf")] == [("1", "SimpleLIFNode", "EMPFNode", {"leak": 0.75})]

@@ -8,25 +8,32 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "sj_online"
-NETWORK = {"layer", "neuron"}
-# What each part may import, besides itself and the modules that everyone may.
+# What everyone may import.
+GROUND = {"registry", "check", "host", "loss", "files", "tree", "install", "state", "frames", "unroll", "contraction"}
+NETWORK = {"layer", "neuron", "prediction"}
+LIBRARY = NETWORK | {"topology", "trial", "optim", "trainer", "analysis", "deploy"}
+# What each part may import, besides itself and the ground.
 MAY_IMPORT = {
-    "registry": set(),
-    "loss": set(),
-    "files": set(),
+    **dict.fromkeys(GROUND, set()),
     "cuda": set(),
-    "data": set(),
-    "recipes": set(),
     "layer": set(),
+    "prediction": set(),
     "neuron": {"layer", "cuda"},
+    "topology": {"layer", "neuron"},
+    "trial": {"layer", "neuron"},
     "model": NETWORK,
-    "convert": NETWORK,
-    "trainer": NETWORK,
+    "convert": NETWORK | {"trial"},
+    "optim": NETWORK,
+    "trainer": NETWORK | {"topology", "trial", "optim"},
     "deploy": NETWORK,
     "analysis": NETWORK,
-    "testing": NETWORK | {"trainer", "analysis"},
-    "app": NETWORK | {"trainer", "analysis", "deploy", "data", "recipes", "convert"},
+    "testing": NETWORK | {"trainer", "analysis", "topology"},
+    "data": set(),
+    "recipes": set(),
+    "app": LIBRARY | {"data", "recipes", "convert"},
 }
+# What the ground may import of itself: in this order, only what stands before.
+ORDER = ["registry", "check", "files", "tree", "loss", "install", "host", "state", "frames", "unroll", "contraction"]
 
 
 def imported(source: str, module: list[str]) -> set[str]:
@@ -43,7 +50,8 @@ def imported(source: str, module: list[str]) -> set[str]:
 
 
 def upward(source: str, module: list[str]) -> set[str]:
-    allowed = {module[0], *MAY_IMPORT[module[0]], "registry", "loss", "files"}
+    below = ORDER[: ORDER.index(module[0])] if module[0] in ORDER else GROUND
+    allowed = {module[0], *MAY_IMPORT[module[0]], *below}
     return {name for name in imported(source, module) if name.split(".")[0] not in allowed}
 
 

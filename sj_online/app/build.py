@@ -17,7 +17,8 @@ from sj_online.app.networks import MIXED, RULE, begun, check, describe, network,
 from sj_online.app.parts import Parts
 from sj_online.app.recipe import Device, Named, Recipe
 from sj_online.data import Augmented, DataSet, Shape
-from sj_online.trainer import BPTT, param_groups
+from sj_online.optim import param_groups
+from sj_online.trainer import BPTT
 
 
 def build(recipe: Recipe, *, download: bool = False, rehearsal: bool = False) -> Parts:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from sj_online.app import batches
 from sj_online.app.loop import Run, device_name, on_first
 from sj_online.app.state import not_finite
-from sj_online.trainer.topology import is_neuron
+from sj_online.topology import is_neuron
 
 
 class Callback(Protocol):

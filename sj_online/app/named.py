@@ -11,6 +11,7 @@ from typing import Any
 
 from sj_online import convert, registry
 from sj_online.app.recipe import Named
+from sj_online.loss import OverWindow, over_window
 
 ONE = {
     "models": "model",
@@ -121,10 +122,9 @@ def _loss(function: Callable[..., Any], options: dict[str, Any]) -> Callable[...
     """A loss with its options; the mark of a loss of a window stays."""
     if not options:
         return function
-    loss = partial(function, **options)
-    if getattr(function, "over_window", False):
-        loss.over_window = True  # type: ignore[attr-defined]
-    return loss
+    if isinstance(function, OverWindow):
+        return over_window(partial(function.fn, **options))
+    return partial(function, **options)
 
 
 def parameters(call: Callable[..., Any], given: int) -> tuple[dict[str, inspect.Parameter], bool]:
@@ -143,6 +143,7 @@ def parameters(call: Callable[..., Any], given: int) -> tuple[dict[str, inspect.
 
 
 def _signature(call: Callable[..., Any]) -> inspect.Signature:
+    call = call.fn if isinstance(call, OverWindow) else call
     try:
         return inspect.signature(call, eval_str=True)
     except (NameError, TypeError):  # an annotation that means something to a type checker only

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sj_online.deploy.pack import packed_size, unpack
 
 
-class _Packed(nn.Module):
+class Packed(nn.Module):
     """The weight of a host layer, held as bits. It is unpacked at each call: memory stays small for one more pass."""
 
     packed: Tensor
@@ -26,7 +26,7 @@ class _Packed(nn.Module):
         return self.scale * unpack(self.packed, self.shape, self.bits, self.scale.dtype)
 
 
-class _PackedConv(_Packed):
+class _PackedConv(Packed):
     """Mixed into a convolution of the host, which has ``_conv_forward``."""
 
     bias: nn.Parameter | None
@@ -46,7 +46,7 @@ class PackedConv2d(_PackedConv, layer.Conv2d):
     """The host's ``Conv2d`` with packed weights; made by :func:`pack_synapse`."""
 
 
-class PackedLinear(_Packed, layer.Linear):
+class PackedLinear(Packed, layer.Linear):
     """The host's ``Linear`` with packed weights; made by :func:`pack_synapse`."""
 
 
@@ -69,7 +69,8 @@ def pack_synapse(synapse: Any, bits: int) -> None:
     ``packed`` (uint8) and ``scale`` become buffers, so ``load_state_dict`` fills them.
 
     Args:
-        synapse: a ``Conv1d``, ``Conv2d`` or ``Linear`` of torch or of the host, or a subclass.
+        synapse: a ``Conv1d``, ``Conv2d`` or ``Linear`` of torch or of the host, or a subclass; a parametrised or a
+            packed one too.
         bits: 1 (one scale per output channel) or 2 (one scale).
 
     Raises:
@@ -84,9 +85,15 @@ def pack_synapse(synapse: Any, bits: int) -> None:
     check_packable(synapse, bits)
     step_mode = getattr(synapse, "step_mode", "s")
     weight = synapse.weight
+    made = {name: getattr(synapse, name) for name in getattr(synapse, "parametrizations", ())}  # from other tensors
     scale_shape = (weight.shape[0], *[1] * (weight.dim() - 1)) if bits == 1 else ()
-    del synapse.weight
+    if made:
+        del synapse.parametrizations
+    if "weight" in synapse._parameters:
+        del synapse.weight
     synapse.__class__ = next(packed for base, packed in _PACKED.items() if isinstance(synapse, base))
+    for name in made.keys() - {"weight"}:
+        synapse.register_parameter(name, nn.Parameter(made[name].detach(), requires_grad=False))
     synapse.step_mode, synapse.bits, synapse.shape = step_mode, bits, weight.shape
     synapse.register_buffer(
         "packed", torch.zeros(packed_size(weight.numel(), bits), dtype=torch.uint8, device=weight.device)

@@ -11,6 +11,7 @@ from sj_online.layer.quant import (
     TernaryLinear,
 )
 from sj_online.layer.seca import SECA
+from sj_online.layer.synapse import is_synapse
 from sj_online.layer.ws import ScaledWSConv2d, ScaledWSLinear
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "TernaryConv1d",
     "TernaryConv2d",
     "TernaryLinear",
+    "is_synapse",
 ]

@@ -1,7 +1,7 @@
 """Weight quantisers: the levels that are deployed, and the straight-through functions that train them.
 
 Every quantised weight is ``scale * levels``. Only the levels are stored as bits; the scale stays in floating point.
-Masks are made in the weights' dtype, in place: selecting by a mask of bools takes several times as long.
+Masks are made in the weights' dtype: selecting by a mask of bools takes several times as long.
 """
 
 from typing import Any
@@ -55,37 +55,31 @@ def ternary_levels(weight: Tensor) -> tuple[Tensor, Tensor]:
     return weight.sign().mul_(kept), scale
 
 
-class _Binarize(Function):
+class _BinaryPass(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(weight: Tensor) -> Tensor:
-        levels, scale = binary_levels(weight)
-        return scale * levels  # not in place: torch.compile would lose the gradient
+    def forward(weight: Tensor, quantised: Tensor) -> Tensor:
+        return quantised.view_as(quantised)  # its memory: what the synapse saves for backward is no second copy
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (weight,) = ctx.saved_tensors
-        return weight.abs().le_(1).mul_(grad)
+        return weight.abs().le_(1).mul(grad), None  # in place it could not be mapped over a batch
 
 
-class _Ternarize(_Binarize):
+class _TernaryPass(_BinaryPass):
     @staticmethod
-    def forward(weight: Tensor) -> Tensor:
-        levels, scale = ternary_levels(weight)
-        return scale * levels
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (weight,) = ctx.saved_tensors
-        return weight.abs().lt_(1).mul_(grad)
+        return weight.abs().lt_(1).mul(grad), None
 
 
-def binarize(weight: Tensor) -> Tensor:
+def binarize(weight: Tensor, quantised: Tensor | None = None) -> Tensor:
     r"""Binary weights (ReActNet's BConv, used by EM-PF, Eq. 3, and HD-LIF).
 
     Forward: :math:`W_b = \mathrm{mean}|W| \, \mathrm{sign}(W)`, per output channel, sign(0) = +1.
@@ -93,6 +87,7 @@ def binarize(weight: Tensor) -> Tensor:
 
     Args:
         weight: latent weights, ``[C_out, ...]``.
+        quantised: what an earlier call returned for these weights, detached; it is not computed again.
 
     Example:
         >>> import torch
@@ -102,10 +97,13 @@ def binarize(weight: Tensor) -> Tensor:
         >>> W_b.tolist(), W.grad.tolist()
         ([[1.0, -1.0]], [[1.0, 0.0]])
     """
-    return _Binarize.apply(weight)
+    if quantised is None:
+        levels, scale = binary_levels(weight.detach())
+        quantised = scale * levels
+    return _BinaryPass.apply(weight, quantised)
 
 
-def ternarize(weight: Tensor) -> Tensor:
+def ternarize(weight: Tensor, quantised: Tensor | None = None) -> Tensor:
     r"""Ternary ("1.5-bit") weights (TWN, used by HD-LIF).
 
     Forward: :math:`W_t = a \, \mathrm{sign}(W) \, 1[|W| > \Delta]`, see :func:`ternary_levels`.
@@ -113,6 +111,7 @@ def ternarize(weight: Tensor) -> Tensor:
 
     Args:
         weight: latent weights, of any shape.
+        quantised: see :func:`binarize`.
 
     Example:
         >>> import torch
@@ -122,4 +121,7 @@ def ternarize(weight: Tensor) -> Tensor:
         >>> W_t.tolist(), W.grad.tolist()
         ([0.75, -0.75, 0.0], [1.0, 0.0, 1.0])
     """
-    return _Ternarize.apply(weight)
+    if quantised is None:
+        levels, scale = ternary_levels(weight.detach())
+        quantised = scale * levels
+    return _TernaryPass.apply(weight, quantised)

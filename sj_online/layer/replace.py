@@ -1,6 +1,6 @@
 """Quantised synapses in the place of float ones, in any network."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -106,6 +106,39 @@ def replace_modules(net: nn.Module, replacements: Mapping[nn.Module, nn.Module])
             if child is not None and child in replacements:
                 parent._modules[name] = replacements[child]
     functional.invalidate_reset_cache(net)
+
+
+def out_of_reach(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules that a network holds in plain lists, tuples and dicts: torch does not know them, nor what is in them.
+
+    A module that is registered as well is among them: :func:`replace_modules` changes it there, not in the list.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 2))
+        >>> net.heads = [nn.ReLU(), net[0]]
+        >>> list(out_of_reach(net))
+        [('heads[0]', ReLU()), ('heads[1]', Linear(in_features=2, out_features=2, bias=True))]
+    """
+    registered = set(net.modules())
+    for name, module in net.named_modules():
+        for attribute, value in vars(module).items():
+            if attribute != "_modules":
+                yield from _held(f"{name}.{attribute}".lstrip("."), value, registered)
+
+
+def _held(name: str, value: Any, registered: set[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    if isinstance(value, nn.Module):
+        yield name, value
+        if value not in registered:
+            for inner, module in value.named_modules(prefix=name):
+                if module is not value:
+                    yield inner, module
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _held(f"{name}[{key!r}]", item, registered)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _held(f"{name}[{index}]", item, registered)
 
 
 def _check_kind(kind: str) -> None:

@@ -4,33 +4,15 @@ import inspect
 from collections.abc import Callable
 from copy import deepcopy
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any
 
-from spikingjelly.activation_based import layer, surrogate
-from spikingjelly.activation_based.neuron import LIFNode
+from spikingjelly.activation_based import layer
 from torch import nn
 
 from sj_online import registry
 from sj_online.layer import BinaryConv2d, ScaledWSConv2d, StepBatchNorm2d, TernaryConv2d
 
 NeuronFactory = Callable[[], nn.Module]
-Factory = TypeVar("Factory", bound=Callable[..., nn.Module])
-
-_SOFT_RESET = {"v_reset": None, "decay_input": False, "detach_reset": True}
-_TRIANGLE = surrogate.PiecewiseQuadratic(alpha=1.0)
-LIF: dict[str, dict[str, Any]] = {
-    "ottt_lif": {"tau": 2.0, "surrogate_function": surrogate.Sigmoid(alpha=4.0)} | _SOFT_RESET,
-    "sltt_lif": {"tau": 1.1, "surrogate_function": _TRIANGLE} | _SOFT_RESET,
-    # STOL's leak is 1/tau where the host's is 1 - 1/tau: its tau = 4 for CIFAR10-DVS is {"tau": 4 / 3} here.
-    "stol_lif": {
-        "tau": 2.0,
-        "surrogate_function": _TRIANGLE,
-        "v_reset": 0.0,
-        "decay_input": False,
-        "detach_reset": False,
-    },
-}
-"""The LIF neurons of OTTT, SLTT and STOL, as arguments of the host's ``LIFNode``."""
 
 SYNAPSES: dict[str, type[layer.Conv2d]] = {
     "float": layer.Conv2d,
@@ -39,16 +21,6 @@ SYNAPSES: dict[str, type[layer.Conv2d]] = {
     "ws": ScaledWSConv2d,
 }
 NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": layer.BatchNorm2d, "step": StepBatchNorm2d}
-
-
-def cite(paper: str) -> Callable[[Factory], Factory]:
-    """Give a factory its ``paper``, which ``sj-online list`` shows."""
-
-    def decorate(factory: Factory) -> Factory:
-        factory.paper = paper  # type: ignore[attr-defined]
-        return factory
-
-    return decorate
 
 
 def variant(factory: Callable[..., nn.Sequential], **defaults: Any) -> Callable[..., nn.Sequential]:
@@ -84,7 +56,7 @@ def options_of(neuron: str | NeuronFactory) -> set[str]:
         >>> "parallel" in options_of("empf"), "parallel" in options_of("lmh")
         (True, False)
     """
-    if not isinstance(neuron, str) or neuron in LIF:
+    if not isinstance(neuron, str):
         return set()
     return set(inspect.signature(registry.get("neurons", neuron)).parameters)
 
@@ -93,8 +65,8 @@ def neuron_factory(neuron: str | NeuronFactory, num_steps: int | None = None, **
     """A factory of neurons, one for each position.
 
     Args:
-        neuron: a name of :data:`LIF`, a registered name, or a factory that is called as it is.
-        num_steps: T of the per-step parameters of registered neurons.
+        neuron: a registered name, or a factory that is called as it is.
+        num_steps: T of the per-step parameters of the registered neurons that have any.
         options: further arguments of a named neuron.
 
     Raises:
@@ -108,7 +80,7 @@ def neuron_factory(neuron: str | NeuronFactory, num_steps: int | None = None, **
         if options:
             raise ValueError(f"neuron={neuron!r} is a factory, which takes its options itself; given: {options}")
         return neuron
-    if neuron in LIF:
-        return lambda: LIFNode(**deepcopy(LIF[neuron] | options))
     node = registry.get("neurons", neuron)
-    return lambda: node(num_steps, **options)
+    if "num_steps" in options_of(neuron):
+        options = {"num_steps": num_steps} | options
+    return lambda: node(**deepcopy(options))

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from sj_online import registry
 from sj_online.layer import SECA
 from sj_online.model import blocks, factories
 from sj_online.model.blocks import Parts, Residual
@@ -13,8 +14,8 @@ from sj_online.model.factories import NeuronFactory
 
 PARALLEL = {"none": (False, False), "half": (False, True), "all": (True, True)}
 ATTENTION = {"none": 0, "seca1": 1, "seca2": 2}
-EVENTS = 2
-"""Channels of events; images have another number."""
+STEM = {"float": True, "same": False}
+"""Whether the first convolution keeps float weights."""
 
 
 def _node(
@@ -65,7 +66,7 @@ def _block(
     return build
 
 
-@factories.cite("EM-PF / HD-LIF")
+@registry.cite("EM-PF / HD-LIF")
 def hdlif_resnet(
     num_classes: int = 10,
     in_channels: int = 3,
@@ -82,13 +83,13 @@ def hdlif_resnet(
     attention: str = "none",
     attention_sign: bool = False,
     synapse: str = "binary",
+    stem: str = "float",
     width: int = 64,
     step_mode: str = "s",
 ) -> nn.Sequential:
     """Pre-activation ResNet of EM-PF and HD-LIF (EM-PF, Fig. 3): no neuron behind the stem and before the readout.
 
-    The readout has float weights, and so has the stem if it sees images, not events (two channels); all other
-    convolutions have quantised ones.
+    The readout has float weights, and so has the stem unless told otherwise; other convolutions have quantised ones.
 
     Args:
         num_classes: outputs of the readout.
@@ -98,13 +99,15 @@ def hdlif_resnet(
         multiples: channels of each stage, in widths.
         hidden: units of a layer of neurons before the readout, in widths; None: without.
         imagenet: a 7x7 stem of stride 2 and a max pool.
-        neuron: ``'hdlif'``, ``'empf'``, another registered name, a name of :data:`~.factories.LIF`, or a factory.
+        neuron: ``'hdlif'``, ``'empf'``, another registered name, or a factory.
         neuron_options: further arguments of a registered neuron, e.g. ``{"spike_bits": None}``.
         membrane_norm: batch normalisation of the membranes that are followed by a convolution.
         parallel: neurons without a membrane: ``'none'``, ``'half'`` (the second of each block) or ``'all'``.
         attention: ``'none'``, ``'seca1'`` (SECA behind each norm) or ``'seca2'`` (of the sum of input and output).
         attention_sign: with the sign that EM-PF's Eq. 9 prints, see :class:`sj_online.layer.SECA`.
         synapse: ``'binary'``, ``'ternary'``, ``'float'`` or ``'ws'``.
+        stem: weights of the first convolution: ``'float'``, or ``'same'`` as the others, as the papers have it where
+            it sees events.
         width: channels behind the stem.
         step_mode: ``'s'``: [N, C, H, W] to [N, classes]; ``'m'``: [T, N, C, H, W] to [T, N, classes].
 
@@ -117,6 +120,7 @@ def hdlif_resnet(
         torch.Size([2, 10])
     """
     parts = Parts(conv=factories.choice("synapse", synapse, factories.SYNAPSES))
+    float_stem = factories.choice("stem", stem, STEM)
     node = _node(neuron, num_steps, neuron_options, membrane_norm)
     is_parallel = factories.choice("parallel", parallel, PARALLEL)
     _check_membrane_norm(membrane_norm, all(is_parallel))
@@ -127,13 +131,13 @@ def hdlif_resnet(
     hidden = hidden and hidden * width
     return blocks.network(
         step_mode,
-        stem=blocks.stem(parts, in_channels, width, imagenet=imagenet, float_weights=in_channels != EVENTS),
+        stem=blocks.stem(parts, in_channels, width, imagenet=imagenet, float_weights=float_stem),
         stages=blocks.stages(block, width, widths, depths),
         readout=blocks.pooled_readout(widths[-1], num_classes, hidden=hidden, neuron=partial(first, None)),
     )
 
 
-@factories.cite("EM-PF / HD-LIF")
+@registry.cite("EM-PF / HD-LIF")
 def hdlif_vgg(
     num_classes: int = 10,
     in_channels: int = 2,
@@ -148,16 +152,15 @@ def hdlif_vgg(
     attention: bool = False,
     attention_sign: bool = False,
     synapse: str = "binary",
+    stem: str = "float",
     width: int = 64,
     step_mode: str = "s",
 ) -> nn.Sequential:
     """VGG of EM-PF and HD-LIF: convolution, batch norm, [SECA], neuron.
 
-    The first convolution has float weights if it sees images, quantised ones if it sees events (two channels).
-
     Args:
         num_classes: outputs of the readout.
-        in_channels: C of the input; 2: events.
+        in_channels: C of the input.
         num_steps: T of the neurons' per-step parameters; None: shared by any number of steps.
         plan: output channels of the convolutions in widths, and 'A' for an average pool of 2.
         image_size: H = W of the input, whose last features are all read out; None: they are averaged first.
@@ -168,6 +171,7 @@ def hdlif_vgg(
         attention: SECA behind each norm.
         attention_sign: see :func:`hdlif_resnet`.
         synapse: ``'binary'``, ``'ternary'``, ``'float'`` or ``'ws'``.
+        stem: weights of the first convolution, see :func:`hdlif_resnet`.
         width: channels of the first convolution.
         step_mode: ``'s'`` or ``'m'``.
 
@@ -180,13 +184,14 @@ def hdlif_vgg(
         torch.Size([2, 10])
     """
     parts = Parts(conv=factories.choice("synapse", synapse, factories.SYNAPSES))
+    float_stem = factories.choice("stem", stem, STEM)
     node = _node(neuron, num_steps, neuron_options, membrane_norm)
     _check_membrane_norm(membrane_norm, parallel)
 
     def unit(channels: int, out_channels: int, first: bool) -> Iterable[nn.Module]:
         seca = [SECA(sign=attention_sign)] if attention else []
-        stem = first and in_channels != EVENTS
-        return [parts.conv_norm(channels, out_channels, stem=stem), *seca, node(out_channels, parallel=parallel)]
+        conv = parts.conv_norm(channels, out_channels, stem=first and float_stem)
+        return [conv, *seca, node(out_channels, parallel=parallel)]
 
     plan = blocks.widen(plan, width)
     return blocks.network(
@@ -209,7 +214,10 @@ hdlif_vgg13 = factories.variant(
     num_steps=4,
     plan=(1, 1, "A", 2, 2, "A", 4, 4, "A", 8, 8, 8, "A", 8),
 )
-hdlif_vgg_snn = factories.variant(hdlif_vgg, plan=(1, 2, "A", 4, 4, "A", 8, 8, "A", 8, 8, "A"), image_size=48)
+hdlif_vgg_snn = factories.variant(
+    hdlif_vgg, plan=(1, 2, "A", 4, 4, "A", 8, 8, "A", 8, 8, "A"), image_size=48, stem="same"
+)
+"""For events, which the first convolution takes by binary weights too."""
 small_vgg = factories.variant(
     hdlif_vgg, in_channels=1, num_steps=4, plan=(1, "A", 2, "A", 4, "A"), neuron="empf", width=32
 )

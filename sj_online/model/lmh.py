@@ -1,11 +1,13 @@
 """The networks of LM-H."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from spikingjelly.activation_based import layer
 from torch import nn
 
+from sj_online import registry
 from sj_online.model import blocks, factories
 from sj_online.model.blocks import Parts, Residual
 from sj_online.model.factories import NeuronFactory
@@ -44,7 +46,7 @@ def _last_size(image_size: int, halvings: int) -> int:
     return size
 
 
-@factories.cite(PAPER)
+@registry.cite(PAPER)
 def lmh_resnet(
     num_classes: int = 10,
     in_channels: int = 3,
@@ -53,6 +55,7 @@ def lmh_resnet(
     depths: Sequence[int] = (2, 2, 2, 2),
     multiples: Sequence[int] = (1, 2, 4, 8),
     hidden: int | None = None,
+    hidden_neurons: bool = True,
     image_size: int | None = None,
     dropout: float = 0.0,
     imagenet: bool = False,
@@ -71,11 +74,12 @@ def lmh_resnet(
         num_steps: T of radical LM-H's per-step factors; None: vanilla LM-H, any T.
         depths: blocks of each stage.
         multiples: channels of each stage, in widths.
-        hidden: units of a layer of neurons before the readout, in widths; None: without.
+        hidden: units of a layer before the readout, in widths; None: without.
+        hidden_neurons: whether its units are neurons; else the two layers are linear, without anything between.
         image_size: H = W of the input, whose last features are pooled by 2 and all read out; None: they are averaged.
-        dropout: of the hidden units, one mask for all steps.
+        dropout: of the hidden units, one mask for all steps; without hidden neurons also of the features.
         imagenet: a 7x7 stem of stride 2 with an average pool, and MS-ResNet's blocks.
-        neuron: ``'lmh'``, another registered name, a name of :data:`~.factories.LIF`, or a factory.
+        neuron: ``'lmh'``, another registered name, or a factory.
         neuron_options: further arguments of a named neuron.
         synapse: ``'float'``, ``'binary'``, ``'ternary'`` or ``'ws'``.
         norm: ``'batch'``, or ``'step'`` to normalise each step of a sequence by itself.
@@ -92,6 +96,8 @@ def lmh_resnet(
     """
     if dropout and hidden is None:
         raise ValueError(f"dropout={dropout!r} is of the hidden units, but hidden=None")
+    if not hidden_neurons and hidden is None:
+        raise ValueError("hidden_neurons=False is of the hidden units, but hidden=None")
     parts = _parts(synapse, norm)
     node = factories.neuron_factory(neuron, num_steps, **(neuron_options or {}))
     widths = [multiple * width for multiple in multiples]
@@ -99,16 +105,22 @@ def lmh_resnet(
     block = (blocks.membrane_shortcut if imagenet else _post_activation)(parts, node)
     if not imagenet:
         stem.append(node())
-    pool, size = None, 1
+    pool: nn.Module | None = None
+    size = 1
     if image_size is not None:
         pool, size = layer.AvgPool2d(2), _last_size(image_size, len(widths) - 1 + 2 * imagenet)
-    units, fire = hidden and hidden * width, _dropped(node, dropout)
+    units = hidden and hidden * width
+    if hidden_neurons:
+        fire = _dropped(node, dropout)
+    else:
+        pool = nn.Sequential(pool or layer.AdaptiveAvgPool2d(1), layer.Dropout(dropout))
+        fire = partial(layer.Dropout, dropout)
     readout = blocks.pooled_readout(widths[-1] * size**2, num_classes, pool=pool, hidden=units, neuron=fire)
     stages = blocks.stages(block, width, widths, depths)
     return blocks.network(step_mode, stem=stem, stages=stages, readout=readout)
 
 
-@factories.cite(PAPER)
+@registry.cite(PAPER)
 def lmh_vgg(
     num_classes: int = 100,
     in_channels: int = 3,
@@ -171,6 +183,7 @@ lmh_resnet19_wide = factories.variant(
     multiples=(1, 2, 4),
     width=128,
     hidden=2,
+    hidden_neurons=False,
     image_size=32,
     dropout=0.25,
 )

@@ -7,6 +7,7 @@ from spikingjelly.activation_based import layer
 from spikingjelly.activation_based.model.spiking_vggws_ottt import OTTTSpikingVGG, Scale
 from torch import Tensor, nn
 
+from sj_online import registry
 from sj_online.layer import Feedback, ScaledWSConv2d
 from sj_online.model import blocks, factories
 from sj_online.model.blocks import Residual
@@ -45,7 +46,7 @@ def _first(synapse: str) -> type[layer.Conv2d]:
     return ScaledWSConv2d if synapse == "ws" else layer.Conv2d
 
 
-@factories.cite("OTTT (Xiao et al. 2022)")
+@registry.cite("OTTT (Xiao et al. 2022)")
 def ottt_vgg(
     num_classes: int = 10,
     in_channels: int = 3,
@@ -104,7 +105,7 @@ def ottt_vgg(
     return blocks.network(step_mode, features=features, readout=readout)
 
 
-@factories.cite("OTTT (Xiao et al. 2022)")
+@registry.cite("OTTT (Xiao et al. 2022)")
 def nf_resnet34(
     num_classes: int = 1000,
     in_channels: int = 3,

@@ -5,12 +5,13 @@ from typing import Any
 from spikingjelly.activation_based import layer
 from torch import nn
 
+from sj_online import registry
 from sj_online.model import blocks, factories
 from sj_online.model.blocks import Residual
 from sj_online.model.factories import NeuronFactory
 
 
-@factories.cite("SLTT (Meng et al. 2023)")
+@registry.cite("SLTT (Meng et al. 2023)")
 def sltt_preact_resnet18(
     num_classes: int = 10,
     in_channels: int = 3,

@@ -7,6 +7,7 @@ from spikingjelly.activation_based import functional, layer
 from spikingjelly.activation_based.model import sew_resnet
 from torch import nn
 
+from sj_online import registry
 from sj_online.layer.replace import KINDS, quantize_synapses
 from sj_online.model import blocks, factories
 from sj_online.model.blocks import Parts
@@ -15,7 +16,7 @@ from sj_online.model.factories import NeuronFactory
 PAPER = "STOL (Xue et al.)"
 
 
-@factories.cite(PAPER)
+@registry.cite(PAPER)
 def stol_ms_resnet18(
     num_classes: int = 10,
     in_channels: int = 3,
@@ -60,7 +61,7 @@ def stol_ms_resnet18(
     )
 
 
-@factories.cite(PAPER)
+@registry.cite(PAPER)
 def stol_vgg11(
     num_classes: int = 10,
     in_channels: int = 2,
@@ -113,7 +114,7 @@ def stol_vgg11(
     return blocks.network(step_mode, features=features, readout=readout)
 
 
-@factories.cite(PAPER)
+@registry.cite(PAPER)
 def stol_sew_resnet34(
     num_classes: int = 1000,
     in_channels: int = 3,

@@ -27,6 +27,7 @@ class OnlineNode(BaseNode):
         step_mode: ``'s'`` takes x of shape [N, ...], ``'m'`` of shape [T, N, ...].
         backend: ``'torch'``, ``'cupy'`` (an error where CuPy cannot run) or ``'auto'`` (CuPy where it can run).
         store_v_seq: keep the membrane potentials as ``v_seq`` [T, N, ...].
+        detach_reset: whether the gradient leaves the reset out, in the host's sense.
 
     Raises:
         ValueError: num_steps or backend out of range.
@@ -49,6 +50,7 @@ class OnlineNode(BaseNode):
         step_mode: str,
         backend: str,
         store_v_seq: bool,
+        detach_reset: bool = True,
     ) -> None:
         if num_steps is not None and (type(num_steps) is not int or num_steps < 1):
             raise ValueError(f"num_steps={num_steps!r} is not None or an integer of at least 1")
@@ -56,7 +58,7 @@ class OnlineNode(BaseNode):
             v_threshold=float(v_threshold),
             v_reset=None,
             surrogate_function=surrogate_function,
-            detach_reset=True,
+            detach_reset=detach_reset,
             step_mode=step_mode,
             store_v_seq=store_v_seq,
         )

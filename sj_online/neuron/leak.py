@@ -1,11 +1,24 @@
-"""The leak of any neuron: the host's, this package's, a third party's."""
+"""What any neuron tells, the host's, this package's or a third party's: that it is one, and its leak."""
 
 from typing import Any
 
-from spikingjelly.activation_based import neuron
+from spikingjelly.activation_based import base, neuron
 from torch import Tensor, nn
 
 Leak = Tensor | float
+
+
+def is_neuron(module: nn.Module) -> bool:
+    """Whether a module is a spiking neuron with a state.
+
+    Example:
+        >>> is_neuron(neuron.SimpleLIFNode(tau=2.0, decay_input=True)), is_neuron(nn.ReLU())
+        (True, False)
+    """
+    if not isinstance(module, base.MemoryModule):
+        return False
+    # Not hasattr: a learnt threshold is a property, which would be read from the device.
+    return hasattr(type(module), "v_threshold") or "v_threshold" in vars(module)
 
 
 def of_neuron(node: nn.Module, t: int) -> Leak | None:

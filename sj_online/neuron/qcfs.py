@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from .units import natural
+
 
 class QCFS(nn.Module):
     """Quantised clip-floor-shift activation (LM-H, Section 3, for its hybrid training).
@@ -26,6 +28,8 @@ class QCFS(nn.Module):
         [0.0, 0.0, 0.25, 1.0]
     """
 
+    paper = "LM-H (Hao et al. 2024); QCFS (Bu et al. 2022)"
+
     def __init__(self, levels: int = 4, threshold: float = 8.0) -> None:
         if not isinstance(levels, int) or levels < 1:
             raise ValueError(f"levels={levels!r} is not an integer of at least 1")
@@ -44,4 +48,4 @@ class QCFS(nn.Module):
 
     def extra_repr(self) -> str:
         """Levels and threshold."""
-        return f"levels={self.levels}, threshold={self.threshold.item():.4g}"
+        return f"levels={self.levels}, threshold={natural(self.threshold[None])}"

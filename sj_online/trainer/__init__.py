@@ -1,18 +1,21 @@
 """Training rules: each trains any SpikingJelly network, and all share one loop."""
 
+from sj_online.state import replaying
 from sj_online.trainer.base import Result, Rule, Window
 from sj_online.trainer.bptt import BPTT
 from sj_online.trainer.fptt import FPTT
-from sj_online.trainer.groups import param_groups
+from sj_online.trainer.ndot import NDOT
 from sj_online.trainer.ottt import OTTT
 from sj_online.trainer.random_bp import RandomBP
 from sj_online.trainer.sltt import SLTT
 from sj_online.trainer.stol import STOL
 from sj_online.trainer.time_slicing import TimeSlicing
+from sj_online.trainer.traced import TracedRule
 
 __all__ = [
     "BPTT",
     "FPTT",
+    "NDOT",
     "OTTT",
     "SLTT",
     "STOL",
@@ -20,6 +23,7 @@ __all__ = [
     "Result",
     "Rule",
     "TimeSlicing",
+    "TracedRule",
     "Window",
-    "param_groups",
+    "replaying",
 ]

@@ -1,46 +1,55 @@
 """The one loop behind every training rule.
 
-A rule is this loop with five choices: how many steps share a graph (``horizon``), by how many the window moves, which
-steps learn, what the weight gradient is made of, and when the optimizer steps.
+A rule is this loop with five choices: how many steps share a graph (``horizon``), by how many the window moves
+(``stride``), which steps learn (``windows``), what the weight gradient is made of, and when the weights are updated.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from functools import reduce
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from itertools import chain
+from typing import Any, ClassVar, TypedDict, cast
+from weakref import ref
 
 import torch
 import torch.nn.functional as F
-from spikingjelly.activation_based import functional
 from torch import Tensor, nn
 
-from sj_online.loss import Loss, window_loss
-from sj_online.trainer import check, parallel
-from sj_online.trainer.network import detach, evaluating, run_steps
-from sj_online.trainer.sequence import Sequence
+from sj_online import check, host, state
+from sj_online.frames import Frames
+from sj_online.install import restore_all
+from sj_online.layer import is_synapse
+from sj_online.layer.quant import forget
+from sj_online.loss import Loss, Targets, window_loss
+from sj_online.prediction import in_sequence, predict
+from sj_online.trainer import finite, parallel
+from sj_online.trainer.compress import compressed
+from sj_online.trainer.inspection import Inspection, check_network, check_optimizer
+from sj_online.trainer.result import Begun, Gradients, Result, Total, Window
+from sj_online.trainer.table import Way, table
+from sj_online.tree import tree_map
+from sj_online.unroll import Unroll
 
 
-@dataclass(frozen=True)
-class Window:
-    """What one window of the loop did: its steps, mean loss (unscaled), outputs ``[k, N, classes]``, both detached."""
+class Common(TypedDict, total=False):
+    """The options that every rule takes by keyword; see :class:`Rule`."""
 
-    steps: range
-    loss: Tensor
-    output: Tensor
-    learned: bool
+    loss_fn: Loss
+    num_steps: int | None
+    backward: Callable[[Tensor], None] | None
+    before_step: Callable[[], Any] | None
+    per_step_targets: bool
+    compress: bool
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a training step did: the mean loss over the steps run and the mean output ``[N, classes]``, detached."""
+class Options(Common, total=False):
+    """Those, and the ones of rules whose paper leaves the choice."""
 
-    loss: Tensor
-    output: Tensor
+    update: str | None
+    step_scale: str | None
 
 
 class Rule:
-    """A training rule: yields gradients, window by window, and steps the optimizer.
+    """A training rule: yields gradients, window by window, and updates the weights.
 
     Args:
         net: a SpikingJelly network in step mode 's' or 'm'.
@@ -49,14 +58,27 @@ class Rule:
             :func:`sj_online.loss.over_window`.
         num_steps: T. With it ``x`` is one static input ``[N, ...]``, fed T times; without it ``x`` is
             ``[T, N, ...]``.
-        update: ``'step'``, an optimizer step after every window, or ``'sequence'``, one after the last.
-        step_scale: ``'mean'`` divides each step's loss by T, ``'sum'`` does not.
+        update: ``'step'``, an update after every window, or ``'sequence'``, one after the last; None: as in the paper.
+        step_scale: ``'mean'`` divides each step's loss by T, ``'sum'`` does not; None: as in the paper.
         backward: called with the scaled loss in place of ``loss.backward()`` (``fabric.backward``, a scaler's).
-        before_step: called before each optimizer step (clipping, unscaling); if it returns False the step is skipped.
+        before_step: called before each update (clipping, unscaling); if what it returns is false and not None, the
+            update is left out.
+        per_step_targets: y has the time axis of x, ``[T, N, ...]``.
+        compress: keep what autograd saves of spikes and small integers as bytes, without loss.
     """
 
     paper: ClassVar[str]
     exact: ClassVar[bool]
+    paper_update: ClassVar[str] = "sequence"
+    paper_step_scale: ClassVar[str] = "mean"
+    streams: ClassVar[bool] = True
+    """Whether it can learn without knowing the number of steps."""
+    looks_at_all_steps: ClassVar[bool] = False
+    """Whether what it must know of a network shows at any step."""
+    horizon: int | None = 1
+    """The number of steps in one graph; None for all of them."""
+    stride: int | None = 1
+    """The number of steps by which the window moves, and of outputs with a loss in it; None for all of them."""
 
     def __init__(
         self,
@@ -65,14 +87,19 @@ class Rule:
         *,
         loss_fn: Loss = F.cross_entropy,
         num_steps: int | None = None,
-        update: str = "sequence",
-        step_scale: str = "mean",
+        update: str | None = None,
+        step_scale: str | None = None,
         backward: Callable[[Tensor], None] | None = None,
-        before_step: Callable[[], bool | None] | None = None,
+        before_step: Callable[[], Any] | None = None,
+        per_step_targets: bool = False,
+        compress: bool = False,
     ) -> None:
+        update = self.paper_update if update is None else update
+        step_scale = self.paper_step_scale if step_scale is None else step_scale
         check.one_of("update", update, ("step", "sequence"))
         check.one_of("step_scale", step_scale, ("mean", "sum"))
-        check.at_least_one("num_steps", num_steps)
+        check.at_least_or_none("num_steps", num_steps)
+        check_optimizer(optimizer)
         self.net = net
         self.optimizer = optimizer
         self.loss_fn = loss_fn
@@ -81,18 +108,13 @@ class Rule:
         self.step_scale = step_scale
         self.backward = backward or Tensor.backward
         self.before_step = before_step or (lambda: None)
-        check.network(net, self.horizon, self.stride)
+        self.per_step_targets = per_step_targets
+        self.compress = compress
+        self.inspection = Inspection(self)
+        self._gradients: Callable[[], Gradients | None] = lambda: None
+        self._begun: Begun | None = None
+        check_network(net, self.horizon, self.stride)
         parallel.broadcast(net)
-
-    @property
-    def horizon(self) -> int | None:
-        """The number of steps in one graph; None for all of them."""
-        return 1
-
-    @property
-    def stride(self) -> int | None:
-        """The number of steps by which the window moves, and of outputs with a loss in it; None for all of them."""
-        return self.horizon
 
     def windows(self, T: int) -> Iterator[tuple[range, bool]]:
         """The windows of steps in their order, and whether each learns."""
@@ -100,9 +122,22 @@ class Rule:
         for start in range(0, T, k):
             yield range(start, min(start + k, T)), True
 
-    def forward(self, x: Sequence, steps: range) -> Tensor:
-        """Run the network over ``steps``; returns the outputs ``[k, N, classes]`` that the loss is taken of."""
-        return run_steps(self.net, x, steps)
+    def looked(self, frames: Frames) -> None:
+        """Called when :attr:`inspection` has looked at a network that is new or has changed."""
+
+    def forward(self, unroll: Unroll, steps: range) -> Any:
+        """Run the network over ``steps``; returns the outputs ``[k, N, ...]`` that the loss is taken of."""
+        return unroll(steps)
+
+    def objective(self, outputs: Any, targets: Targets, steps: range) -> Tensor:
+        """What the backward pass of a window starts from, before it is scaled: the mean loss of its steps.
+
+        Args:
+            outputs: ``[k, N, ...]``, as :meth:`forward` gave them.
+            targets: of the k steps, with the mask.
+            steps: the window.
+        """
+        return window_loss(self.loss_fn, outputs, targets)
 
     def scale(self, k: int, T: int) -> float:
         """The weight of the mean loss of k steps."""
@@ -116,79 +151,158 @@ class Rule:
         """What the rule puts into the network for the time of a sequence."""
         return nullcontext()
 
-    def run(self, x: Tensor, y: Tensor) -> Iterator[Window]:
-        """The loop: reset, then per window forward, loss, backward, detach."""
-        frames = Sequence(x, y, self.num_steps)
-        functional.reset_net(self.net)
-        try:
-            with self.installed():
-                for steps, learns in self.windows(frames.T):
-                    with torch.set_grad_enabled(learns):
-                        outputs = self.forward(frames, steps)
-                        loss = window_loss(self.loss_fn, outputs, y)
-                    if learns:
-                        self.backward(loss * self.scale(len(outputs), frames.T) + self.penalty())
-                    detach(self.net)
-                    # Inside autocast the casts of the weights are cached, with their graph, until the weights change.
-                    torch.clear_autocast_cache()
-                    yield Window(steps, loss.detach(), outputs.detach(), learns)
-        finally:
-            detach(self.net)
+    def propagate(self, loss: Tensor) -> None:
+        """The backward pass of a window."""
+        self.backward(loss)
 
-    def gradients(self, x: Tensor, y: Tensor) -> Iterator[Window]:
+    def run(self, x: Tensor, y: Any, mask: Tensor | None = None) -> Iterator[Window]:
+        """The loop: reset, then per window forward, loss, backward, detach."""
+        frames = Frames(x, y, self.num_steps, mask=mask, per_step_targets=self.per_step_targets)
+        with self._sequence(frames):
+            host.reset(self.net)
+            unroll, poison = Unroll(self.net, frames), finite.poison(x)
+            counts = parallel.any_rank(frames.counts())
+            for steps, learns in self.windows(frames.T):
+                learns = learns and any(counts[steps.start : steps.stop])
+                yield self._window(unroll, steps, learns, self.scale(len(steps), frames.T), poison)
+
+    @contextmanager
+    def _sequence(self, frames: Frames) -> Iterator[None]:
+        """What is true from the first step of a sequence to its last."""
+        with in_sequence(self.net):
+            restore_all(self.net)  # what an interrupt may have left of an earlier sequence
+            forget(self.net)
+            self.inspection.look(frames)
+            try:
+                with self.installed():
+                    yield
+            finally:
+                state.detach(self.net)
+
+    def _window(self, unroll: Unroll, steps: range, learns: bool, scale: float, poison: Tensor | float) -> Window:
+        with compressed([unroll.frames.x]) if self.compress and learns else nullcontext():
+            with torch.set_grad_enabled(learns):
+                outputs = self.forward(unroll, steps)
+                loss = self.objective(outputs, unroll.frames.targets(steps), steps)
+            if learns:
+                self.propagate(loss * scale + self.penalty())
+        state.detach(self.net)
+        # Inside autocast the casts of the weights are cached, with their graph, until the weights change.
+        torch.clear_autocast_cache()
+        return Window(steps, loss.detach() + poison, tree_map(Tensor.detach, outputs), learns)
+
+    def gradients(self, x: Tensor, y: Any, mask: Tensor | None = None) -> Gradients:
         """Leave ``.grad`` filled, window by window; gradients are added to what is there and never zeroed.
 
-        To accumulate over batches, run it once per batch and then call :meth:`step`.
+        Nothing happens before it is iterated. To accumulate over batches, iterate it once per batch and then call
+        :meth:`update_weights`.
 
         Args:
             x: ``[T, N, ...]``, or with ``num_steps`` one static input ``[N, ...]``.
-            y: labels ``[N]`` or soft targets ``[N, classes]``.
+            y: labels ``[N]`` or soft targets ``[N, classes]``; with ``per_step_targets`` ``[T, N, ...]``.
+            mask: as in :meth:`train_step`.
         """
-        return (window for window in self.run(x, y) if window.learned)
+        gradients = Gradients(self.run(x, y, mask))
+        self._gradients, self._begun = ref(gradients), gradients.begun
+        return gradients
 
-    def train_step(self, x: Tensor, y: Tensor) -> Result:
+    @parallel.together()
+    def train_step(self, x: Tensor, y: Any, mask: Tensor | None = None) -> Result:
         """Train on one batch.
 
         Args:
             x: ``[T, N, ...]``, or with ``num_steps`` one static input ``[N, ...]``.
-            y: labels ``[N]`` or soft targets ``[N, classes]``.
+            y: labels ``[N]`` or soft targets ``[N, classes]``; with ``per_step_targets`` ``[T, N, ...]``.
+            mask: ``[T, N]``: which steps of which samples count; None: all. A step's loss is that of the rows that
+                count, times their share; a step without any does not learn.
 
         Raises:
             ValueError: shapes that do not fit each other.
+            RuntimeError: another sequence of this network is in progress.
         """
+        parallel.check_alike("T", (len(x) if self.num_steps is None else self.num_steps) if hasattr(x, "shape") else 0)
         self.optimizer.zero_grad()
-        total = Total()
-        for window in self.run(x, y):
-            total.add(window)
-            if window.learned and self.update == "step":
-                self.step()
+        total = Total(self.per_step_targets)
+        with closing(cast(Any, self.run(x, y, mask))) as windows:
+            for window in windows:
+                total.add(window)
+                if window.learned and self.update == "step":
+                    self.update_weights()
         if self.update == "sequence":
-            self.step()
+            self.update_weights()
         parallel.average(self.net.buffers())
-        return total.result()
+        self.inspection.after(x, y)
+        return total.result(finite.poison_of_all(self.net))
 
-    def step(self) -> None:
-        """Average the gradients over the ranks, step the optimizer, zero the gradients."""
-        parallel.average(p.grad for group in self.optimizer.param_groups for p in group["params"])
-        if self.before_step() is not False:
+    def stream(self, steps: Iterable[tuple[Tensor, Any]]) -> Iterator[Result]:
+        """Learn from an endless stream: nothing is reset, and memory does not grow however long it is.
+
+        As ``train_step`` with ``update='step', step_scale='sum'``: an update at each step with a target, of time slices
+        at the end of each slice.
+
+        Args:
+            steps: pairs of ``x_t [N, ...]`` and ``y_t``, which may be None.
+
+        Yields:
+            The result of each window: its mean loss and its mean output ``[N, ...]``.
+
+        Raises:
+            ValueError: the rule must know the number of steps.
+
+        Example:
+            >>> from spikingjelly.activation_based import layer, neuron
+            >>> from sj_online.trainer import SLTT
+            >>> net = nn.Sequential(layer.Linear(8, 4), neuron.LIFNode(), layer.Linear(4, 3))
+            >>> rule = SLTT(net, torch.optim.SGD(net.parameters(), lr=0.1))
+            >>> steps = ((torch.rand(2, 8), torch.tensor([0, 2]) if t % 2 else None) for t in range(4))
+            >>> [result.output.shape for result in rule.stream(steps)]
+            [torch.Size([2, 3]), torch.Size([2, 3]), torch.Size([2, 3]), torch.Size([2, 3])]
+        """
+        if not self.streams or self.stride is None:
+            raise ValueError(f"{type(self).__name__} must know the number of steps, which a stream does not tell")
+        return self._stream(Frames.of_stream(steps, self.stride))
+
+    def _stream(self, windows: Iterator[Frames]) -> Iterator[Result]:
+        first = next(windows, None)
+        if first is None:
+            return
+        with self._sequence(first):
+            for frames in chain([first], windows):
+                steps = range(frames.start, frames.start + frames.T)
+                learns = any(parallel.any_rank(frames.counts()))
+                scale = self.scale(frames.T, frames.T) if self.step_scale == "mean" else float(frames.T)
+                self.optimizer.zero_grad()
+                total = Total()
+                total.add(self._window(Unroll(self.net, frames), steps, learns, scale, finite.poison(frames.x)))
+                if learns:
+                    self.update_weights()
+                yield total.result(0.0)
+
+    def update_weights(self) -> None:
+        """Average the gradients over the ranks, step the optimizer, zero the gradients.
+
+        Raises:
+            RuntimeError: the last :meth:`gradients` was never iterated.
+        """
+        if self._begun is not None and not self._begun.yes:
+            raise RuntimeError(
+                "gradients() was not iterated, so it has left no gradient: for window in gradients(x, y)"
+            )
+        parallel.average_gradients(self.optimizer)
+        proceed = self.before_step()
+        if parallel.agree(proceed is None or bool(proceed)):
             self.optimizer.step()
         self.optimizer.zero_grad()
 
-    @torch.no_grad()
-    def predict(self, x: Tensor) -> Tensor:
-        """The mean output ``[N, classes]`` over the steps, in eval mode, at constant memory.
-
-        Args:
-            x: ``[T, N, ...]``, or with ``num_steps`` one static input ``[N, ...]``.
-        """
-        frames = Sequence(x, None, self.num_steps)
-        functional.reset_net(self.net)
-        with evaluating(self.net):
-            sums = (run_steps(self.net, frames, steps).sum(0) for steps, _ in Rule.windows(self, frames.T))
-            return reduce(torch.add, sums) / frames.T
+    def predict(self, x: Tensor, reduce: str = "mean") -> Any:
+        """See :func:`sj_online.prediction.predict`; ``num_steps`` is the rule's."""
+        return predict(self.net, x, self.num_steps, reduce)
 
     def close(self) -> None:
         """Take everything that the rule has put into the network out of it again."""
+        if (gradients := self._gradients()) is not None:
+            gradients.close()
+        restore_all(self.net)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs besides the network's and the optimizer's states."""
@@ -197,34 +311,13 @@ class Rule:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
 
-    def table(self) -> str:
-        """The synapses of the network, a line each."""
-        return check.table(self.net)
+    def ways(self) -> dict[str, Way]:
+        """How the gradient of each synapse comes about, by its name."""
+        return {name: Way("", "spike") for name, module in self.net.named_modules() if is_synapse(module)}
 
     def __repr__(self) -> str:
-        """The rule and the synapses that it found."""
+        """The rule, and the way in which every parameter that learns gets its gradient."""
         kind = "exact" if self.exact else "approximate"
         horizon = "all steps" if self.horizon is None else f"{self.horizon} step{'s' * (self.horizon > 1)}"
         head = f"{type(self).__name__} ({self.paper}; {kind}; horizon {horizon}; update per {self.update}"
-        return f"{head}; loss {self.step_scale} over steps)\n{self.table()}"
-
-
-class Total:
-    """Running means over windows of different lengths."""
-
-    def __init__(self) -> None:
-        self.steps = 0
-        self.loss: Tensor | float = 0.0
-        self.output: Tensor | float = 0.0
-
-    def add(self, window: Window) -> None:
-        """Count a window in."""
-        k = len(window.output)
-        self.steps += k
-        self.loss = self.loss + window.loss * k
-        self.output = self.output + window.output.sum(0)
-
-    def result(self) -> Result:
-        """The means."""
-        assert isinstance(self.loss, Tensor) and isinstance(self.output, Tensor)
-        return Result(self.loss / self.steps, self.output / self.steps)
+        return f"{head}; loss {self.step_scale} over steps)\n{table(self.net, self.ways())}"

@@ -1,20 +1,22 @@
 """Backpropagation through time, the oracle of every other rule."""
 
-from collections.abc import Callable
+from typing import Unpack
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from sj_online.loss import Loss
-from sj_online.trainer.base import Rule
+from sj_online.trainer.base import Common, Rule
+
+
+class _Options(Common, total=False):
+    step_scale: str | None
 
 
 class BPTT(Rule):
     """All T steps in one graph: the exact gradient, with memory that grows with T (EM-PF, Eq. 2: STBP).
 
     The loss is the mean over the steps of the per-step loss (``step_scale='sum'``: their sum), or one loss of the
-    whole sequence if ``loss_fn`` is marked by :func:`sj_online.loss.over_window`. Other arguments as in
+    whole sequence if ``loss_fn`` is made by :func:`sj_online.loss.over_window`. Other arguments as in
     :class:`~sj_online.trainer.base.Rule`.
 
     Example:
@@ -28,29 +30,9 @@ class BPTT(Rule):
 
     paper = "STBP (Wu et al. 2018)"
     exact = True
+    streams = False
+    horizon = None
+    stride = None
 
-    def __init__(
-        self,
-        net: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        *,
-        loss_fn: Loss = F.cross_entropy,
-        num_steps: int | None = None,
-        step_scale: str = "mean",
-        backward: Callable[[Tensor], None] | None = None,
-        before_step: Callable[[], bool | None] | None = None,
-    ) -> None:
-        super().__init__(
-            net,
-            optimizer,
-            loss_fn=loss_fn,
-            num_steps=num_steps,
-            step_scale=step_scale,
-            backward=backward,
-            before_step=before_step,
-        )
-
-    @property
-    def horizon(self) -> None:
-        """All steps."""
-        return None
+    def __init__(self, net: nn.Module, optimizer: torch.optim.Optimizer, **options: Unpack[_Options]) -> None:
+        super().__init__(net, optimizer, **options)

@@ -1,66 +1,36 @@
 """The last steps of a network, kept so that they can be run again with the weights of the present.
 
-Kept of each step are its input, the states before it and the input current of every neuron. Run again, a neuron is fed
-the value that was kept with the gradient of the one computed anew: potentials and spikes are those of the past, and
-the gradient goes to the present weights (STOL, Alg. 1).
+Kept of each step are its input, the state before it, random generators included, and the input current of every neuron.
+Run again, a neuron is fed the value that was kept with the gradient of the one computed anew: potentials and spikes are
+those of the past, and the gradient goes to the present weights (STOL, Alg. 1).
 """
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import torch
-from spikingjelly.activation_based import base, neuron, op_counter
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
-from torch.utils.checkpoint import get_device_states, set_device_states
 
-from sj_online.trainer.network import run_steps
-from sj_online.trainer.sequence import Sequence
-
-NODES = (neuron.BaseNode, neuron.SimpleBaseNode)
+from sj_online import host
+from sj_online.frames import Frames
+from sj_online.install import replaced_forwards
+from sj_online.neuron.leak import is_neuron
+from sj_online.state import State, as_replay, buffers_as_before, looked_at
+from sj_online.tree import tensors
+from sj_online.unroll import Unroll
 
 
 @dataclass
 class Step:
-    """A step: its input, and the states, the random generators and the currents per neuron with which it ran."""
+    """A step: its input, the state with which it ran, and the currents of each neuron in the order of its calls."""
 
-    x: Sequence
+    unroll: Unroll
     steps: range
-    memories: list[Any]
-    random: tuple[Tensor, Any]
-    currents: list[list[Tensor] | None] = field(default_factory=list)
-
-
-class Replayed(base.MemoryModule):
-    """Mixed into the class of a neuron: it keeps its currents, or is fed kept ones (None: zeros)."""
-
-    currents: list[Tensor] | None
-    replays: bool
-    spatial: bool
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The neuron's forward; x as it wants it."""
-        if self.currents is None:
-            kept = torch.zeros_like(x)
-        elif self.replays:
-            kept = self.currents.pop(0)
-        else:
-            self.currents.append(x.detach().clone())  # the network may go on to change x in place
-            return super().forward(x, *args, **kwargs)
-        s = super().forward(_with_gradient_of(x, kept), *args, **kwargs)
-        return s if self.spatial else s.detach()
-
-
-@cache
-def _replayed(node: type) -> type:
-    # A class, not a hook: compiled code is guarded by the class of a module, while it ignores hooks that come later.
-    return type(node.__name__, (Replayed, node), {})
+    state: State
+    currents: list[list[Tensor]] = field(default_factory=list)
 
 
 class _Kept(torch.autograd.Function):
@@ -75,10 +45,10 @@ class _Kept(torch.autograd.Function):
         return gradient, None
 
 
-def _with_gradient_of(computed: Any, value: Any) -> Any:
-    if not isinstance(computed, Tensor) or not computed.requires_grad or value is None:
+def _with_gradient_of(computed: Any, value: Tensor) -> Tensor:
+    if not isinstance(computed, Tensor) or not computed.requires_grad or computed.shape != value.shape:
         return value
-    return _Kept.apply(computed, value if isinstance(value, Tensor) else torch.full_like(computed, value))
+    return _Kept.apply(computed, value)
 
 
 class History:
@@ -88,96 +58,119 @@ class History:
         net: the network.
         length: how many steps are kept.
         first: before the first step comes one of zero input and zero currents.
-        statistics: batch normalisation counts the steps that are run again into its running statistics.
+        statistics: norms count the steps that are run again into their running statistics.
         spatial: the spikes of past steps carry gradient to the layers before; else only the potentials do.
     """
 
     def __init__(self, net: nn.Module, length: int, *, first: bool, statistics: bool, spatial: bool) -> None:
         self.net = net
-        self.nodes = [module for module in net.modules() if isinstance(module, NODES)]
+        self.nodes = [module for module in net.modules() if is_neuron(module)]
         self.steps: deque[Step] = deque(maxlen=length)
         self.first = first
         self.statistics = statistics
         self.spatial = spatial
+        self.end = buffers_as_before(net)
+        """Moves the buffers' values to where they were before the sequence."""
 
-    def run(self, x: Sequence, steps: range) -> Tensor:
-        """Run one step, the kept ones before it in its graph, and keep it; returns ``[1, N, classes]``."""
-        now = Step(x, steps, base.extract_memories(self.net), (torch.get_rng_state(), get_device_states(x.x)))
-        if self.first and not self.steps:
-            zeros = Sequence(torch.zeros_like(x[steps.start]), None, 1)
-            self.steps.append(Step(zeros, range(1), now.memories, now.random, [None] * len(self.nodes)))
-        with unseen(self.net), nullcontext() if self.statistics else without_statistics(self.net):
-            for past in self.steps:
-                self._run(past, replays=True)
-        now.currents = [[] for _ in self.nodes]
-        output = self._run(now, replays=False)
+    def run(self, unroll: Unroll, steps: range) -> Any:
+        """Run one step, the kept ones before it in its graph, and keep it; returns ``[1, N, ...]``."""
+        now = Step(unroll, steps, State(self.net), [[] for _ in self.nodes])
+        if self.steps.maxlen and self.first and not self.steps:
+            zeros = Frames(torch.zeros_like(unroll.frames[steps.start]), num_steps=1)
+            self.steps.append(Step(Unroll(self.net, zeros), range(1), now.state, [[] for _ in self.nodes]))
+        output = self._behind_the_past(now) if self.steps else self._forward(now, self._recording)
         self.steps.append(now)
         return output
 
-    def _run(self, step: Step, replays: bool) -> Tensor:
-        """Run a step from the states and the random numbers that it had, keeping what graph leads to the states."""
-        memories = zip(base.extract_memories(self.net), step.memories, strict=True)
-        base.load_memories(self.net, [_with_gradient_of(*pair) for pair in memories])
-        torch.set_rng_state(step.random[0])
-        set_device_states(*step.random[1])
-        with self._installed(step.currents, replays):
-            return run_steps(self.net, step.x, step.steps)
+    def _behind_the_past(self, now: Step) -> Any:
+        with as_replay():
+            for past in self.steps:
+                past.state.put(_with_gradient_of)
+                self._forward(past, self._fed)
+        counted = _statistics(self.net) if self.statistics else {}
+        now.state.put(_with_gradient_of)
+        for (module, name), value in counted.items():
+            module._buffers[name] = value
+        return self._forward(now, self._recording)
 
-    @contextmanager
-    def _installed(self, currents: list[list[Tensor] | None], replays: bool) -> Iterator[None]:
-        classes: list[type] = [type(node) for node in self.nodes]
-        v_seqs = [getattr(node, "v_seq", None) for node in self.nodes]
-        for node, cls, kept in zip(self.nodes, classes, currents, strict=True):
-            node.__class__ = _replayed(cls)
-            node.replays, node.spatial = replays, self.spatial
-            node.currents = list(kept) if replays and kept is not None else kept
-        try:
-            yield
-        finally:
-            for node, cls, v_seq in zip(self.nodes, classes, v_seqs, strict=True):
-                node.__class__ = cls
-                del node.replays, node.spatial, node.currents
-                if replays and v_seq is not None:
-                    node.v_seq = v_seq
+    def _forward(self, step: Step, made: Callable[..., Callable[..., Any]]) -> Any:
+        nodes = zip(self.nodes, step.currents, strict=True)
+        with replaced_forwards({node: made(node, currents) for node, currents in nodes}):
+            return step.unroll(step.steps)
 
+    def _recording(self, node: nn.Module, currents: list[Tensor]) -> Callable[..., Any]:
+        inner = node.forward
 
-@contextmanager
-def without_statistics(net: nn.Module) -> Iterator[None]:
-    """Batch normalisation in training mode uses its batch, and leaves the running statistics alone."""
-    norms = [
-        module
-        for module in net.modules()
-        if isinstance(module, _NormBase) and module.training and module.track_running_stats
-    ]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+            currents.append(x.detach().clone())  # the network may go on to change x in place
+            return inner(x, *args, **kwargs)
+
+        return forward
+
+    def _fed(self, node: nn.Module, currents: list[Tensor]) -> Callable[..., Any]:
+        inner, left, spatial = node.forward, list(currents), self.spatial
+
+        def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+            kept = left.pop(0) if left else torch.zeros_like(x)
+            s = inner(_with_gradient_of(x, kept), *args, **kwargs)
+            return s if spatial else s.detach()
+
+        return forward
 
 
-HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+def _statistics(net: nn.Module) -> dict[tuple[nn.Module, str], Tensor]:
+    """The running statistics of norms."""
+    norms = [module for module in net.modules() if isinstance(module, _NormBase) and module.training]
+    return {(norm, name): value for norm in norms for name, value in norm._buffers.items() if value is not None}
 
 
-def _measures(hook: Callable[..., Any]) -> bool:
-    return str(getattr(hook, "__module__", "")).startswith(("spikingjelly.", "sj_online."))
+def check_replay(history: Callable[[], History], frames: Frames) -> None:
+    """Raise unless the network does the same with its past steps run again as without.
+
+    Args:
+        history: makes a history of the network.
+        frames: an input; its first steps are tried.
+
+    Raises:
+        ValueError: names the first state, or the output, that differs.
+    """
+    frames, runs = frames.first(3), []
+    net = history().net
+    for replays in (False, True):
+        with looked_at(net), torch.no_grad():
+            host.reset(net)
+            unroll, kept = Unroll(net, frames), history()
+            kept.first = False
+            run = kept.run if replays else lambda unroll, steps: unroll(steps)
+            outputs = [run(unroll, range(t, t + 1)) for t in range(frames.T)]
+            runs.append((list(tensors(outputs)), dict(_named_state(net))))
+    (plain, state), (again, state_again) = runs
+    for name, value in state.items():
+        if not _equal(value, state_again.get(name)):
+            raise ValueError(
+                f"running a past step again leaves {name!r} other than it was, which this rule cannot put back: keep"
+                " such state in a memory, a buffer or a plain attribute"
+            )
+    if not all(map(_equal, plain, again)):
+        raise ValueError(
+            "running a past step again changes the network's output: it has a state that this rule cannot put back"
+            " (keep it in a memory, a buffer or a plain attribute), or randomness of its own"
+        )
 
 
-@contextmanager
-def unseen(net: nn.Module) -> Iterator[None]:
-    """The monitors and operation counters of SpikingJelly do not see what the network does."""
-    with ExitStack() as stack:
-        for module in net.modules():
-            for name in HOOKS:
-                hooks = getattr(module, name)
-                others = {key: hook for key, hook in hooks.items() if not _measures(hook)}
-                if len(others) < len(hooks):
-                    setattr(module, name, type(hooks)(others))
-                    stack.callback(setattr, module, name, hooks)
-        for mode in [*_get_current_dispatch_mode_stack(), *_get_current_function_mode_stack()]:
-            if isinstance(mode, op_counter.DispatchCounterMode | op_counter.FunctionCounterMode):
-                stack.callback(setattr, mode, "counters", mode.counters)
-                mode.counters = []
-        yield
+def _named_state(net: nn.Module) -> Iterator[tuple[str, Any]]:
+    for name, module in net.named_modules():
+        kept = {**dict(host.attributes(module)), **module._buffers}
+        for key, value in {**kept, **host.memories(module)}.items():
+            if isinstance(value, Tensor | int | float | list | tuple):
+                yield f"{name}.{key}".lstrip("."), value
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return (
+            isinstance(b, Tensor) and a.shape == b.shape and torch.allclose(a, b, rtol=1e-5, atol=1e-6, equal_nan=True)
+        )
+    if isinstance(a, list | tuple):
+        return isinstance(b, list | tuple) and len(a) == len(b) and all(map(_equal, a, b))
+    return not isinstance(a, int | float) or a == b

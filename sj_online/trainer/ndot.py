@@ -4,16 +4,78 @@ The trace belongs to the neuron and travels with its spikes as their tangent (fo
 pooling, scaling, dropout, flattening and sums of branches, to the synapses, as the authors pass it beside the spikes.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from spikingjelly.activation_based import base
 from torch import Tensor, nn
 from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 
-from sj_online.neuron.leak import of_neuron
-from sj_online.trainer import synapse, topology
+from sj_online.frames import Frames
+from sj_online.neuron.leak import is_neuron, of_neuron
+from sj_online.topology import Place
+from sj_online.trainer import synapse
+from sj_online.trainer.ottt import OTTT
+from sj_online.tree import tree_map
+from sj_online.unroll import Unroll
+
+_one_at_a_time = threading.Lock()
+
+
+class NDOT(OTTT):
+    r"""OTTT with the traces of the emitting neurons (NDOT, Jiang et al. 2024).
+
+    The trace of a neuron's spikes, :math:`\hat a[t] = e[t-1] \, \hat a[t-1] + s[t]`, decays element by element as its
+    membrane does, see :class:`Emission`. What enters the network, and what comes from an earlier step, has no emitting
+    neuron and the trace of OTTT. Arguments as of :class:`~sj_online.trainer.ottt.OTTT`.
+
+    Raises:
+        ValueError: a neuron without a single leak.
+        RuntimeError: NDOT is training in another thread: forward-mode differentiation belongs to the process.
+
+    Example:
+        >>> from spikingjelly.activation_based import layer, neuron
+        >>> net = nn.Sequential(layer.Linear(8, 4), neuron.LIFNode(), layer.Linear(4, 3))
+        >>> rule = NDOT(net, torch.optim.SGD(net.parameters(), lr=0.1), num_steps=6)
+        >>> rule.train_step(torch.rand(2, 8), torch.tensor([0, 2])).output.shape
+        torch.Size([2, 3])
+    """
+
+    paper = "NDOT (Jiang et al. 2024)"
+
+    def looked(self, frames: Frames) -> None:
+        """Place the traces, in synapses and neurons."""
+        self.emissions = emissions(self.net)
+        super().looked(frames)
+
+    def synapse(self, place: Place) -> "Trace | None":
+        """As of OTTT, of another kind."""
+        made = super().synapse(place)
+        return None if made is None else Trace(made.weight, made.bias)
+
+    def forward(self, unroll: Unroll, steps: range) -> Any:
+        """One step, eager, because a compiled network knows no tangents."""
+        with dual_level(), torch.compiler.set_stance("force_eager"):
+            return tree_map(lambda output: unpack_dual(output).primal, super().forward(unroll, steps))
+
+    def _forwards(self) -> dict[nn.Module, Callable[..., Any]]:
+        return super()._forwards() | {node: emission.around(node) for node, emission in self.emissions.items()}
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """The traces, in their synapses and neurons for the time of a sequence."""
+        if not _one_at_a_time.acquire(blocking=False):
+            raise RuntimeError("NDOT is training another network: only one sequence at a time can, in all threads")
+        try:
+            with super().installed():
+                yield
+        finally:
+            for emission in self.emissions.values():
+                emission.clear()
+            _one_at_a_time.release()
 
 
 class Trace(synapse.Trace):
@@ -82,15 +144,8 @@ def emissions(net: nn.Module) -> dict[nn.Module, Emission]:
     Raises:
         ValueError: a neuron without a single leak.
     """
-    nodes = {name: module for name, module in net.named_modules() if topology.is_neuron(module)}
+    nodes = {name: module for name, module in net.named_modules() if is_neuron(module)}
     for name, node in nodes.items():
         if of_neuron(node, 0) is None:
-            raise ValueError(f"variant='ndot' needs the leak of {name!r}, but {type(node).__name__} has no single leak")
+            raise ValueError(f"NDOT needs the leak of {name!r}, but {type(node).__name__} has no single leak")
     return {node: Emission() for node in nodes.values()}
-
-
-@contextmanager
-def travelling() -> Iterator[None]:
-    """Let traces travel with spikes; eager, because a compiled network knows no tangents."""
-    with dual_level(), torch.compiler.set_stance("force_eager"):
-        yield

@@ -1,15 +1,14 @@
 """Backward at K random steps only."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Unpack
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from sj_online.loss import Loss
-from sj_online.trainer import check, parallel
-from sj_online.trainer.base import Rule
+from sj_online import check
+from sj_online.trainer import parallel
+from sj_online.trainer.base import Options, Rule
 
 
 class RandomBP(Rule):
@@ -24,6 +23,7 @@ class RandomBP(Rule):
         k: K, at most T.
         generator: of the draws; torch's default one if None. Its state is in :meth:`state_dict`.
         stop_early: leave out the steps after the last one that learns.
+        options: see there.
 
     Example:
         >>> from spikingjelly.activation_based import layer, neuron
@@ -35,6 +35,9 @@ class RandomBP(Rule):
 
     paper = "EM-PF (random back-propagation); SLTT-K (Meng et al. 2023)"
     exact = False
+    paper_update = "step"
+    paper_step_scale = "sum"
+    streams = False
 
     def __init__(
         self,
@@ -44,24 +47,10 @@ class RandomBP(Rule):
         generator: torch.Generator | None = None,
         *,
         stop_early: bool = False,
-        loss_fn: Loss = F.cross_entropy,
-        num_steps: int | None = None,
-        update: str = "step",
-        step_scale: str = "sum",
-        backward: Callable[[Tensor], None] | None = None,
-        before_step: Callable[[], bool | None] | None = None,
+        **options: Unpack[Options],
     ) -> None:
-        check.at_least_one("k", k)
-        super().__init__(
-            net,
-            optimizer,
-            loss_fn=loss_fn,
-            num_steps=num_steps,
-            update=update,
-            step_scale=step_scale,
-            backward=backward,
-            before_step=before_step,
-        )
+        check.at_least("k", k)
+        super().__init__(net, optimizer, **options)
         self.k = k
         self.generator = generator
         self.stop_early = stop_early

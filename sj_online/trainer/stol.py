@@ -1,18 +1,17 @@
 """Each step's loss through the last k steps, with their states and the weights of the present."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, Unpack
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
+from torch import nn
 
-from sj_online.loss import Loss
-from sj_online.trainer import check
-from sj_online.trainer.base import Rule
-from sj_online.trainer.horizon import History
-from sj_online.trainer.sequence import Sequence
+from sj_online import check, host
+from sj_online.frames import Frames
+from sj_online.trainer.base import Options, Rule
+from sj_online.trainer.horizon import History, check_replay
+from sj_online.unroll import Unroll
 
 
 class STOL(Rule):
@@ -29,7 +28,9 @@ class STOL(Rule):
     The readout of step t - 1 has no loss. With ``horizon=T`` and ``update='sequence'`` this is backpropagation through
     time of the summed loss; with ``horizon=1`` it is SLTT. It needs no special neuron: a step that is run again gives
     every neuron the current that it had then (a neuron's own learnable parameters are those of the present), the random
-    numbers too, and neither running statistics nor the host's monitors and counters see it a second time.
+    numbers too, and what the network keeps is afterwards as if it had run once. For that the random generators of the
+    process (torch's, Python's, NumPy's) are put back and forth. Recorders, which see such a step too, may ask
+    :func:`sj_online.trainer.replaying`. Once per network it is checked that all this changes nothing.
 
     Args:
         net: see :class:`~sj_online.trainer.base.Rule`, as the arguments not named here.
@@ -41,9 +42,11 @@ class STOL(Rule):
             that.
         spatial_history: False for their ablation without spatial history: the past reaches a layer through the
             potentials of its own neurons only.
+        options: see there.
 
     Raises:
-        ValueError: an argument out of range, or a network that the host's ``memopt`` has wrapped.
+        ValueError: an argument out of range, a network that the host's ``memopt`` has wrapped, or, at the first step,
+            one whose state cannot be put back.
 
     Example:
         >>> from spikingjelly.activation_based import layer, neuron
@@ -55,6 +58,8 @@ class STOL(Rule):
 
     paper = "STOL (Xue et al.)"
     exact = False
+    paper_update = "step"
+    paper_step_scale = "sum"
 
     def __init__(
         self,
@@ -65,59 +70,48 @@ class STOL(Rule):
         first_history: bool = False,
         history_statistics: bool = False,
         spatial_history: bool = True,
-        loss_fn: Loss = F.cross_entropy,
-        num_steps: int | None = None,
-        update: str = "step",
-        step_scale: str = "sum",
-        backward: Callable[[Tensor], None] | None = None,
-        before_step: Callable[[], bool | None] | None = None,
+        **options: Unpack[Options],
     ) -> None:
-        check.at_least_one("horizon", horizon)
-        self._horizon = horizon
-        super().__init__(
-            net,
-            optimizer,
-            loss_fn=loss_fn,
-            num_steps=num_steps,
-            update=update,
-            step_scale=step_scale,
-            backward=backward,
-            before_step=before_step,
-        )
-        for name, module in net.named_modules():
-            if isinstance(module, CheckpointWrapper):
-                raise ValueError(
-                    f"{name!r} is run again in backward (memopt), where STOL cannot give it its past currents"
-                )
+        check.at_least("horizon", horizon)
+        self.horizon = self.k = horizon
+        super().__init__(net, optimizer, **options)
+        self._check_recomputation()
         self.first_history = first_history
         self.history_statistics = history_statistics
         self.spatial_history = spatial_history
 
-    @property
-    def horizon(self) -> int:
-        """The steps in one graph."""
-        return self._horizon
+    def looked(self, frames: Frames) -> None:
+        """Check that the network can be run again as it was."""
+        self._check_recomputation()
+        if self.k > 1:
+            check_replay(self._made, frames)
 
-    @property
-    def stride(self) -> int:
-        """One step."""
-        return 1
+    def _check_recomputation(self) -> None:
+        for name, module in self.net.named_modules():
+            if isinstance(module, host.CHECKPOINTED):
+                raise ValueError(
+                    f"{name!r} is run again in backward (memopt), where STOL cannot give it its past currents"
+                )
 
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        """The steps that are kept live as long as the sequence."""
-        self._history = History(
+    def _made(self) -> History:
+        return History(
             self.net,
-            self.horizon - 1,
+            self.k - 1,
             first=self.first_history,
             statistics=self.history_statistics,
             spatial=self.spatial_history,
         )
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """The steps that are kept live as long as the sequence."""
+        self._history = self._made()
         try:
             yield
         finally:
+            self._history.end()
             del self._history
 
-    def forward(self, x: Sequence, steps: range) -> Tensor:
+    def forward(self, unroll: Unroll, steps: range) -> Any:
         """The step, and in its graph those before it."""
-        return self._history.run(x, steps)
+        return self._history.run(unroll, steps)

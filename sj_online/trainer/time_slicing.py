@@ -1,14 +1,16 @@
 """Backpropagation through time in slices of k steps."""
 
-from collections.abc import Callable
+from typing import Unpack
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from sj_online.loss import Loss
-from sj_online.trainer import check
-from sj_online.trainer.base import Rule
+from sj_online import check
+from sj_online.trainer.base import Common, Rule
+
+
+class _Options(Common, total=False):
+    update: str | None
 
 
 class TimeSlicing(Rule):
@@ -22,6 +24,7 @@ class TimeSlicing(Rule):
         optimizer: see there.
         k: the number of steps of a slice. A network in step mode 'm' gets a slice in one call, and may hold layers
             that mix time, such as tdBN.
+        options: see there.
 
     Example:
         >>> from spikingjelly.activation_based import layer, neuron
@@ -33,35 +36,14 @@ class TimeSlicing(Rule):
 
     paper = "LM-H (Hao et al. 2024)"
     exact = False
+    paper_update = "step"
 
     def __init__(
-        self,
-        net: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        k: int = 2,
-        *,
-        loss_fn: Loss = F.cross_entropy,
-        num_steps: int | None = None,
-        update: str = "step",
-        backward: Callable[[Tensor], None] | None = None,
-        before_step: Callable[[], bool | None] | None = None,
+        self, net: nn.Module, optimizer: torch.optim.Optimizer, k: int = 2, **options: Unpack[_Options]
     ) -> None:
-        check.at_least_one("k", k)
-        self.k = k
-        super().__init__(
-            net,
-            optimizer,
-            loss_fn=loss_fn,
-            num_steps=num_steps,
-            update=update,
-            backward=backward,
-            before_step=before_step,
-        )
-
-    @property
-    def horizon(self) -> int:
-        """The steps of a slice."""
-        return self.k
+        check.at_least("k", k)
+        self.k = self.horizon = self.stride = k
+        super().__init__(net, optimizer, **options)
 
     def scale(self, k: int, T: int) -> float:
         """The mean over the slice."""

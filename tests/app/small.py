@@ -43,7 +43,12 @@ def move(x):
 def network(norm=True, dropout=0.1):
     middle = [layer.BatchNorm1d(32)] if norm else []
     return nn.Sequential(
-        layer.Flatten(), layer.Linear(64, 32), *middle, neuron.LIFNode(v_threshold=0.3), layer.Dropout(dropout), layer.Linear(32, 10)
+        layer.Flatten(),
+        layer.Linear(64, 32),
+        *middle,
+        neuron.LIFNode(v_threshold=0.3),
+        layer.Dropout(dropout),
+        layer.Linear(32, 10),
     )
 
 

@@ -162,7 +162,7 @@ def test_losses():
     assert smooth(output, y) == F.cross_entropy(output, y, label_smoothing=0.1)
     assert named.make("losses", Named("CrossEntropyLoss"))(output, y) == F.cross_entropy(output, y)
     assert named.make("losses", Named("ce_mse", {"a": 0.3})) == loss.CrossEntropyMSE(0.3)
-    assert named.make("losses", Named("rate_cross_entropy")).over_window
+    assert named.make("losses", Named("rate_cross_entropy")) is loss.rate_cross_entropy
 
 
 def test_a_loss_of_a_window_keeps_its_mark(monkeypatch):
@@ -171,8 +171,9 @@ def test_a_loss_of_a_window_keeps_its_mark(monkeypatch):
         return outputs.mean() ** power
 
     monkeypatch.setitem(ENTRIES, "windowed", windowed)
-    assert named.make("losses", Named("windowed", {"power": 2.0})).over_window
-    assert not hasattr(named.make("losses", Named("cross_entropy", {"label_smoothing": 0.1})), "over_window")
+    made = named.make("losses", Named("windowed", {"power": 2.0}))
+    assert isinstance(made, loss.OverWindow) and made(torch.full((2, 1, 3), 3.0), None) == 9
+    assert not isinstance(named.make("losses", Named("cross_entropy", {"label_smoothing": 0.1})), loss.OverWindow)
 
 
 def test_conversions_are_a_table():

@@ -69,6 +69,10 @@ def test_ternarize_of_zeros_is_zero():
     assert torch.equal(ternarize(torch.zeros(3, 3)), torch.zeros(3, 3))
 
 
+def test_the_scale_of_a_single_weight_beyond_the_threshold_is_its_magnitude():
+    assert ternarize(torch.tensor([-0.75, 0.0, 0.0, 0.125])).tolist() == [-0.75, 0.0, 0.0, 0.0]
+
+
 def twins(synapse, host, *args, **kwargs):
     """A quantised layer, and the host's with its weights as they are quantised."""
     ours, theirs = synapse(*args, bias=True, **kwargs).double(), host(*args, **kwargs).double()

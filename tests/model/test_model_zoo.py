@@ -3,14 +3,14 @@ import inspect
 import pytest
 import torch
 import torch.nn.functional as F
-from spikingjelly.activation_based import functional, neuron
+from spikingjelly.activation_based import functional, layer, neuron
 from spikingjelly.activation_based.model import spiking_vggws_ottt
 from tiny_models import IMAGENET, TINY, N, T, build, outputs, wake
 from torch import nn
 
 from sj_online import model, registry
 from sj_online.layer.quant import Quantized
-from sj_online.neuron import OnlineNode
+from sj_online.neuron import QCFS, LMHNode, OnlineNode
 
 # What the registered names leave out: the block layouts of EM-PF, Fig. 3, and the options of the others.
 LAYOUTS = [{"parallel": "half"}, {"parallel": "all"}, {"attention": "seca1"}, {"attention": "seca2"}]
@@ -22,7 +22,7 @@ VARIANTS = [
     ("hdlif_resnet19", {"membrane_norm": True, "attention": "seca2"}),
     ("hdlif_vgg_snn", {"membrane_norm": True, "attention": True}),
     ("hdlif_vgg_snn", {"parallel": True, "num_steps": None}),
-    ("hdlif_resnet18", {"in_channels": 2}),
+    ("hdlif_resnet18", {"in_channels": 2, "stem": "same"}),
     ("hdlif_resnet18", {"attention": "seca1", "attention_sign": True}),
     ("lmh_resnet18", {"num_steps": T, "norm": "step"}),
     ("lmh_resnet19", {"in_channels": 2}),
@@ -154,17 +154,64 @@ def test_ottt_vgg_is_the_hosts():
     ("name", "options", "floats"),
     [
         ("hdlif_resnet18", {}, 1),
-        ("hdlif_resnet18", {"in_channels": 2}, 0),
+        ("hdlif_resnet18", {"in_channels": 2}, 1),
+        ("hdlif_resnet18", {"in_channels": 2, "stem": "same"}, 0),
+        ("hdlif_resnet34", {"stem": "same"}, 0),
         ("hdlif_vgg13", {}, 1),
+        ("hdlif_vgg13", {"stem": "same"}, 0),
         ("hdlif_vgg_snn", {}, 0),
+        ("hdlif_vgg_snn", {"stem": "float"}, 1),
+        ("hdlif_vgg_snn", {"in_channels": 3}, 0),
+        ("small_vgg", {}, 1),
         ("stol_sew_resnet34", {"synapse": "ternary"}, 1),
     ],
 )
-def test_the_stem_has_float_weights_for_images_and_not_for_events(name, options, floats):
+def test_the_stem_has_the_weights_that_are_asked_for_whatever_the_channels(name, options, floats):
     with torch.device("meta"):
         net = registry.get("models", name)(**options)
     convs = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
-    assert sum(not isinstance(conv, Quantized) for conv in convs) == floats
+    quantised = [isinstance(conv, Quantized) for conv in convs]
+    assert quantised == [False] * floats + [True] * (len(convs) - floats)
+
+
+def test_the_wide_resnet19_has_a_linear_head_and_17_layers_of_neurons():
+    with torch.device("meta"):
+        net, other = model.lmh_resnet19_wide(num_classes=100), model.lmh_resnet19(num_classes=100, dropout=0.25)
+    kinds = (layer.Dropout, nn.Linear, neuron.BaseNode)
+    heads = [[m for m in n.readout.modules() if isinstance(m, kinds)] for n in (net, other)]
+    assert [type(m) for m in heads[0]] == [layer.Dropout, layer.Linear] * 2
+    assert [type(m) for m in heads[1]] == [layer.Linear, LMHNode, layer.Dropout, layer.Linear]
+    assert [m.p for m in heads[0] if isinstance(m, layer.Dropout)] == [0.25] * 2
+    assert sum(isinstance(m, neuron.BaseNode) for m in net.modules()) == 17
+    assert sum(isinstance(m, neuron.BaseNode) for m in other.modules()) == 18
+    counted = [p for name, p in net.named_parameters() if "raw_" not in name]
+    assert sum(p.numel() for p in counted) == 14_687_204
+
+
+def test_the_linear_head_is_one_linear_map_in_eval_mode():
+    heads = [model.lmh_resnet19_wide(width=8, hidden_neurons=neurons).readout.eval() for neurons in (False, True)]
+    x, zero = torch.randn(2, 32, 8, 8), torch.zeros(1, 32, 8, 8)
+    for head, linear in zip(heads, (True, False), strict=True):
+        with torch.no_grad():
+            functional.reset_net(head)
+            bias = head(zero)
+            functional.reset_net(head)
+            y = head(x) - bias
+            functional.reset_net(head)
+            assert torch.allclose(head(-x) - bias, -y, atol=1e-5) == linear
+
+
+@pytest.mark.parametrize("name", registry.names("neurons"))
+def test_a_network_of_every_registered_neuron(name):
+    """The names of the registry are those of the models."""
+    net = model.hdlif_resnet18(width=4, neuron=name, num_steps=T, step_mode="m")
+    expected = registry.get("neurons", name)
+    expected = neuron.LIFNode if name.endswith("_lif") else expected
+    found = [m for m in net.modules() if isinstance(m, (neuron.BaseNode, QCFS))]
+    assert len(found) == 16 and all(type(m) is expected for m in found)
+    assert all(getattr(m, "num_steps", T) == T for m in found)
+    assert net(torch.randn(T, N, 3, 32, 32)).shape == (T, N, 10)
+    assert len({id(m) for m in found}) == 16
 
 
 def test_feedback_acts_from_the_second_step_on():
@@ -190,12 +237,15 @@ def test_the_feedback_of_a_new_network_is_zero():
         ("hdlif_resnet18", {"synapse": "octal"}, "synapse='octal' is not one of 'float', 'binary', 'ternary', 'ws'"),
         ("hdlif_resnet18", {"parallel": "some"}, "parallel='some' is not one of 'none', 'half', 'all'"),
         ("hdlif_resnet18", {"attention": "seca3"}, "attention='seca3'"),
+        ("hdlif_resnet18", {"stem": "binary"}, "stem='binary' is not one of 'float', 'same'"),
+        ("hdlif_vgg_snn", {"stem": None}, "stem=None is not one of 'float', 'same'"),
         ("hdlif_resnet18", {"neuron": "ottt_lif", "parallel": "all"}, "neuron='ottt_lif' has no parallel; 'empf' and"),
         ("hdlif_resnet18", {"neuron": "lmh", "parallel": "half"}, "neuron='lmh' has no parallel; 'empf' and 'hdlif'"),
         ("hdlif_vgg_snn", {"neuron": nn.ReLU, "membrane_norm": True}, "has no membrane_norm; 'empf' and 'hdlif' have"),
         ("hdlif_resnet18", {"parallel": "all", "membrane_norm": True}, "there is no membrane to normalise"),
         ("hdlif_vgg_snn", {"parallel": True, "membrane_norm": True}, "there is no membrane to normalise"),
         ("lmh_resnet18", {"dropout": 0.5}, "dropout=0.5 is of the hidden units, but hidden=None"),
+        ("lmh_resnet18", {"hidden_neurons": False}, "hidden_neurons=False is of the hidden units, but hidden=None"),
         ("lmh_resnet19_wide", {"image_size": 4}, "image_size=4 is too small"),
         ("lmh_resnet18", {"neuron": nn.ReLU, "neuron_options": {"tau": 2.0}}, "takes its options itself"),
         ("lmh_resnet18", {"neuron": "nobody"}, "'nobody' is not a registered name"),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from sj_online.analysis.memory import SavedBytes
 from sj_online.neuron import EMPFNode
 
 T = 5
@@ -64,6 +65,36 @@ def test_fired_neurons_are_reset_to_the_threshold_exactly_and_chi_is_one_there(s
     assert (node.v_seq[s > 0] == threshold).all()
     assert (s[0, :10] == 0).all()
     assert (torch.autograd.grad(s[0].sum(), x)[0][0, :10] == 1).all()
+
+
+def test_one_step_saves_the_state_and_a_byte():
+    node, x = EMPFNode(), torch.randn(1000, requires_grad=True)
+    node.v = torch.rand(1000)
+    with SavedBytes(exclude=[x, *node.parameters()]) as saved:
+        node(x)
+    assert 5000 <= saved.peak < 5100
+
+
+@pytest.mark.parametrize("temporal_grad", [True, False])
+def test_one_step_under_the_transforms_of_torch_func(temporal_grad):
+    node = node_with_random_parameters(None, temporal_grad=temporal_grad)
+    x, v = torch.randn(2, 9, dtype=torch.float64)
+    x[0] = node.threshold.detach() - node.decay.detach() * v[0]  # at equality, or an ulp beside it
+
+    def step(x, v):
+        (s,), (v,) = node.functional_forward((x,), (v,))
+        return torch.stack([s, v])
+
+    m = node.decay.detach() * v + x
+    chi = (m >= node.threshold.detach()).double()
+    assert 0 < chi.sum() < 9
+    in_time = node.decay.detach() * float(temporal_grad)
+    for i, factor in ((0, 1.0), (1, in_time)):
+        want = torch.stack([(chi * factor).diag(), ((1 - chi) * factor).diag()])
+        for jacobian in (torch.func.jacrev, torch.func.jacfwd):
+            torch.testing.assert_close(jacobian(step, argnums=i)(x, v).detach(), want, **TOL)
+    per_sample = torch.vmap(torch.func.grad(lambda x, v: step(x, v)[0].sum()))(x[:, None], v[:, None])
+    torch.testing.assert_close(per_sample.detach()[:, 0], chi, **TOL)
 
 
 @pytest.mark.parametrize("temporal_grad", [True, False])

@@ -1,6 +1,7 @@
 """The host's registries, monitors, counters and memory optimiser know our neurons."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,6 @@ from spikingjelly.activation_based.op_counter import DispatchCounterMode, MACCou
 from torch import nn
 
 from sj_online.neuron import EMPFNode, HDLIFNode, LMHNode
-from sj_online.neuron.host import state_rules
 
 NODES = [EMPFNode, HDLIFNode, LMHNode]
 T, N = 4, 2
@@ -45,15 +45,30 @@ def test_a_serialised_model_configuration_names_them(node):
     assert nodes and all(type(m) is node and m.num_steps == T for m in nodes)
 
 
-@pytest.mark.parametrize("node", NODES)
+class MyEMPF(EMPFNode):
+    pass
+
+
+@pytest.mark.parametrize("node", [*NODES, MyEMPF])
 def test_the_state_counter_sees_into_the_sequence_operator(node):
     net, x = network(node), torch.rand(T, N, 6)
     states = 2 if node is LMHNode else 1
     moved = T * states * 4 * N * (8 + 3)
-    with_rules = counts(net, x, "m", NeuronStateCounter(extra_state_rules=state_rules())).get_metric_counts()["Global"]
-    assert with_rules == {"state_reads": moved, "state_writes": moved, "neuron_logical_steps": T * N * (8 + 3)}
-    without = counts(net, x, "m", NeuronStateCounter()).get_metric_counts()["Global"]
-    assert without["state_writes"] == 0
+    counter = counts(net, x, "m", NeuronStateCounter(strict=True))
+    expected = {"state_reads": moved, "state_writes": moved, "neuron_logical_steps": T * N * (8 + 3)}
+    assert counter.get_metric_counts()["Global"] == expected
+    assert counter.get_metric_counts()["Sequential.3"]["state_writes"] == T * states * 4 * N * 3
+    parallel = counts(network(partial(EMPFNode, parallel=True)), x, "m", NeuronStateCounter())
+    assert not parallel.get_metric_counts(), "it has no membrane"
+
+
+def test_a_rule_of_the_caller_comes_first():
+    def mine(module, func, args, kwargs, out, state_keys):
+        return {"state_reads": 7} if func is torch.ops.sj_online.empf.default else {}
+
+    net, x = network(EMPFNode), torch.rand(T, N, 6)
+    counter = counts(net, x, "m", NeuronStateCounter(extra_state_rules={EMPFNode: mine}))
+    assert counter.get_metric_counts()["Global"]["state_reads"] == 2 * 7
 
 
 @pytest.mark.parametrize("node", NODES)

@@ -12,18 +12,26 @@ from sj_online.testing import check_node
 from sj_online.testing.node import CHECKS
 from sj_online.testing.subject import Subject
 
-SMOOTH = {"empf": True}
+SMOOTH = {"empf"}
+EXCLUDED = {"qcfs": "an activation of ANNs, no BaseNode"}
+HOSTS = {"ottt_lif", "sltt_lif", "stol_lif"}
+"""The host's LIFNode, whose state has the dtype of its input, which is half under autocast."""
+NAMES = sorted(set(registry.names("neurons")) - set(EXCLUDED))
 
 
-@pytest.mark.parametrize("name", registry.names("neurons"))
-def test_registered(name):
-    check_node(partial(registry.get("neurons", name), 4), smooth=SMOOTH.get(name, False))
-
-
-@pytest.mark.parametrize("name", [name for name in registry.names("neurons") if name != "empf"])
+@pytest.mark.parametrize("name", NAMES)
 def test_registered_for_any_number_of_steps(name):
-    """EM-PF is the doctest of check_node."""
-    check_node(registry.get("neurons", name), smooth=SMOOTH.get(name, False))
+    known = {"precision"} if name in HOSTS else set()
+    check_node(registry.get("neurons", name), smooth=name in SMOOTH, known_failures=known)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in HOSTS])
+def test_registered_with_parameters_per_step(name):
+    check_node(partial(registry.get("neurons", name), 4), smooth=name in SMOOTH)
+
+
+def test_what_is_excluded_is_no_neuron():
+    assert not any(issubclass(registry.get("neurons", name), neuron.BaseNode) for name in EXCLUDED)
 
 
 @pytest.mark.parametrize("options", [{"membrane_norm": 3, "temporal_grad": False}, {"parallel": True}], ids=str)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import nn
 
-from sj_online.trainer.network import detach
+from sj_online.state import detach
 
 T, N, CLASSES = 6, 5, 3
 # u[t] = u[t-1] (1 - s[t-1]) / 2 + x[t], the gradient of the reset kept (STOL, Eq. 2).

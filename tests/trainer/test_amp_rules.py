@@ -168,6 +168,6 @@ def test_accumulating_two_batches_is_one_batch_of_both(name):
         torch.manual_seed(2)
         summed(rule, x[:, part].double(), y[part])
     torch.testing.assert_close(gradient(net), whole, rtol=0, atol=1e-12)
-    rule.step()
+    rule.update_weights()
     assert any((p != q).any() for p, q in zip(net.parameters(), both.parameters(), strict=True))
     assert all(p.grad is None for p in net.parameters())

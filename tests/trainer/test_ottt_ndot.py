@@ -6,7 +6,7 @@ from spikingjelly.activation_based import functional, layer, neuron
 from torch import Tensor, nn
 
 from sj_online.neuron import LMHNode
-from sj_online.trainer import OTTT, SLTT
+from sj_online.trainer import NDOT, OTTT, SLTT
 
 T, N = 6, 2
 
@@ -64,14 +64,14 @@ def by_hand(net: nn.Sequential, x: Tensor, y: Tensor) -> Tensor:
 def test_the_trace_follows_the_emitting_membrane_through_the_pool():
     net, (x, y) = network(), batch()
     expected = by_hand(net, x, y)
-    torch.testing.assert_close(gradients(make(OTTT, net, variant="ndot"), x, y)[2], expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(gradients(make(NDOT, net), x, y)[2], expected, rtol=0, atol=1e-12)
     for rule in (make(OTTT, net), make(SLTT, net)):
         assert (gradients(rule, x, y)[2] - expected).abs().max() > 1e-4
 
 
 def test_all_other_gradients_are_those_of_ottt():
     net, (x, y) = network(), batch()
-    got, expected = gradients(make(OTTT, net, variant="ndot"), x, y), gradients(make(OTTT, net), x, y)
+    got, expected = gradients(make(NDOT, net), x, y), gradients(make(OTTT, net), x, y)
     for i in (0, 1, 3):
         torch.testing.assert_close(got[i], expected[i], rtol=0, atol=1e-12)
 
@@ -79,12 +79,12 @@ def test_all_other_gradients_are_those_of_ottt():
 def test_a_compiled_network_runs_eagerly():
     net, (x, y) = network(), batch()
     compiled = torch.compile(net, fullgraph=True)
-    got = gradients(make(OTTT, compiled, variant="ndot"), x, y)
-    torch.testing.assert_close(got, gradients(make(OTTT, net, variant="ndot"), x, y), rtol=0, atol=1e-12)
+    got = gradients(make(NDOT, compiled), x, y)
+    torch.testing.assert_close(got, gradients(make(NDOT, net), x, y), rtol=0, atol=1e-12)
 
 
 def test_a_neuron_without_a_leak_is_an_error():
     net, (x, y) = network(), batch()
     net[1] = LMHNode()
-    with pytest.raises(ValueError, match="variant='ndot' needs the leak of '1', but LMHNode has no single leak"):
-        make(OTTT, net, variant="ndot").train_step(x, y)
+    with pytest.raises(ValueError, match="NDOT needs the leak of '1', but LMHNode has no single leak"):
+        make(NDOT, net).train_step(x, y)

@@ -1,7 +1,5 @@
 """OTTT on the host's networks and ours: it runs unchanged, at constant memory, and differs from SLTT."""
 
-from functools import partial
-
 import pytest
 import torch
 from spikingjelly.activation_based import functional, layer, neuron
@@ -12,7 +10,7 @@ from torch import Tensor, nn
 from sj_online.analysis.memory import SavedBytes
 from sj_online.layer import Feedback
 from sj_online.neuron import EMPFNode, HDLIFNode
-from sj_online.trainer import BPTT, OTTT, SLTT
+from sj_online.trainer import BPTT, NDOT, OTTT, SLTT
 
 NODES = {
     "lif": (neuron.LIFNode, {"decay_input": False, "v_reset": None, "detach_reset": True}),
@@ -103,7 +101,7 @@ def test_memory_does_not_grow_with_time(build):
 
 
 def test_ndot_takes_the_same_memory():
-    assert {peak(partial(OTTT, variant="ndot"), plain, T) for T in (2, 8)} == {peak(OTTT, plain, 2)}
+    assert {peak(NDOT, plain, T) for T in (2, 8)} == {peak(OTTT, plain, 2)}
 
 
 def gradients(rule, *xy: Tensor) -> list[Tensor]:

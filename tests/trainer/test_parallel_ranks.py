@@ -26,7 +26,7 @@ def plain(seed, name):
 def normalised(seed, name):
     """Batch normalisation, parameters per step (some have no gradient), weights that are not contiguous."""
     torch.manual_seed(seed)
-    node = EMPFNode(T, membrane_norm=None if name == "ottt" else 4)  # that membrane has no one leak
+    node = EMPFNode(T, membrane_norm=None if name in ("ottt", "ndot") else 4)  # no one leak
     net = nn.Sequential(layer.Conv2d(2, 4, 3), layer.BatchNorm2d(4), node, layer.Flatten(), layer.Linear(16, CLASSES))
     return net.double().to(memory_format=torch.channels_last)
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from sj_online import layer as ours
 from sj_online.analysis.memory import SavedBytes
-from sj_online.trainer.synapse import Trace, replaced_forwards
+from sj_online.install import replaced_forwards
+from sj_online.trainer.synapse import Trace
 
 LEAK = 0.75
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import OnlineNode
+from ..units import first
 from . import reference
 from .node import EMPFNode
 
@@ -41,12 +42,13 @@ class FoldedEMPFNode(OnlineNode):
         super().__init__(
             num_steps,
             memories={"v": 0.0},
-            v_threshold=1.0,
+            v_threshold=first(threshold),
             surrogate_function=None,
             temporal_grad=True,
             step_mode=step_mode,
             backend="torch",
             store_v_seq=False,
+            detach_reset=False,
         )
         self.spike_bits = spike_bits
         for name, value in (("decay", decay), ("scale", scale), ("shift", shift), ("threshold", threshold)):

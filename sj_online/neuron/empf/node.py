@@ -1,10 +1,12 @@
 """The EM-PF neuron: parameters and state; the equations are in :mod:`sj_online.neuron.empf.reference`."""
 
 import torch
+from spikingjelly.activation_based import surrogate
 from torch import Tensor, nn
 
+from .. import conventions
 from ..base import BACKENDS, OnlineNode
-from ..units import logit, natural
+from ..units import first, logit, natural
 from . import reference
 from .op import empf
 
@@ -16,6 +18,10 @@ class EMPFNode(OnlineNode):
     Both parameters are sigmoids of ``raw_decay`` and ``raw_threshold``. The gradient of s is 1 where m >= threshold,
     else 0: no surrogate. Where it fires, a neuron passes nothing on in time, so that there the online gradient
     (``temporal_grad=False``) equals the exact one (EM-PF, Theorem 4.2).
+
+    It wants a batch norm in front, as the papers' networks have: a neuron whose current never reaches its threshold
+    emits nothing and passes no gradient on, so that nothing in front of it learns. For the same reason there is none
+    behind the readout.
 
     Args:
         num_steps: None: one decay and threshold for any number of steps; T: one of each per step.
@@ -29,9 +35,17 @@ class EMPFNode(OnlineNode):
         step_mode: ``'s'``: x [N, ...]; ``'m'``: x [T, N, ...].
         backend: ``'torch'``, ``'cupy'`` or ``'auto'``; with membrane_norm not ``'cupy'``.
         store_v_seq: keep the membrane potentials as ``v_seq`` [T, N, ...].
+        tau: the host's word for ``decay``, which is 1 - 1/tau.
+        v_threshold: the host's word for ``threshold``. Read from the node it is the threshold as it is now, a float;
+            of the first step, where each has its own; nan on the meta device.
+        decay_input: of the host; only False: x is not scaled.
+        v_reset: of the host; only None: what is emitted leaves the membrane.
+        surrogate_function: of the host; only None: the spikes are their own derivative.
+        detach_reset: of the host; only False: the reset is part of the gradient.
 
     Raises:
-        ValueError: an argument out of range, or membrane_norm together with parallel.
+        ValueError: an argument out of range, one of the host's that cannot be honoured, or membrane_norm together with
+            parallel.
 
     Example:
         >>> node = EMPFNode(step_mode="m")
@@ -58,7 +72,24 @@ class EMPFNode(OnlineNode):
         step_mode: str = "s",
         backend: str = "torch",
         store_v_seq: bool = False,
+        tau: float | None = None,
+        v_threshold: float | None = None,
+        decay_input: bool = False,
+        v_reset: float | None = None,
+        surrogate_function: surrogate.SurrogateFunctionBase | None = None,
+        detach_reset: bool = False,
     ) -> None:
+        conventions.refuse(
+            type(self).__name__,
+            {
+                "surrogate_function": (surrogate_function, None, "it has none, its spikes are their own derivative"),
+                "detach_reset": (detach_reset, False, "its reset is exact; temporal_grad=False cuts all of time"),
+                "v_reset": (v_reset, None, "a neuron that fires is reset to its threshold"),
+                "decay_input": (decay_input, False, "the leak acts on v alone"),
+            },
+        )
+        decay = conventions.renamed("decay", decay, 0.5, "tau", None if tau is None else conventions.leak_of(tau))
+        threshold = conventions.renamed("threshold", threshold, 0.5, "v_threshold", v_threshold)
         for name, value in (("decay", decay), ("threshold", threshold)):
             if not 0 < value < 1:
                 raise ValueError(f"{name}={value!r} is not inside the open interval (0, 1)")
@@ -76,6 +107,7 @@ class EMPFNode(OnlineNode):
             step_mode=step_mode,
             backend=backend,
             store_v_seq=store_v_seq,
+            detach_reset=False,
         )
         self.parallel = parallel
         if not parallel:
@@ -102,6 +134,19 @@ class EMPFNode(OnlineNode):
     def threshold(self) -> Tensor:
         """Threshold [1] or [num_steps], in (0, 1)."""
         return self.raw_threshold.sigmoid()
+
+    @property
+    def v_threshold(self) -> float:
+        """See the class; no forward reads it, as on a GPU that waits for the device."""
+        return first(self.threshold)
+
+    @v_threshold.setter
+    def v_threshold(self, value: float) -> None:
+        if not hasattr(self, "raw_threshold"):  # the host's constructor comes first, ours follows it
+            return
+        if not isinstance(value, (int, float)) or not 0 < value < 1:
+            raise ValueError(f"v_threshold={value!r} is not a number inside the open interval (0, 1)")
+        self.raw_threshold.data.fill_(logit(value))
 
     def leak(self, t: int) -> Tensor | float | None:
         """See :meth:`OnlineNode.leak`; with membrane_norm every channel has its own."""

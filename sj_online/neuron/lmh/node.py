@@ -6,6 +6,7 @@ import torch
 from spikingjelly.activation_based import surrogate
 from torch import Tensor
 
+from .. import conventions
 from ..base import BACKENDS, OnlineNode
 from ..units import logit, natural
 from . import reference
@@ -30,9 +31,13 @@ class LMHNode(OnlineNode):
         step_mode: ``'s'``: x [N, ...]; ``'m'``: x [T, N, ...].
         backend: ``'torch'``, ``'cupy'`` or ``'auto'``; with a surrogate other than the triangle not ``'cupy'``.
         store_v_seq: keep the potentials of the soma as ``v_seq`` [T, N, ...].
+        tau: of the host: lambda_s starts at the leak 1 - 1/tau; above 2, as lambda_s is above 0.5. None: at 1.
+        decay_input: of the host; only False: x is not scaled.
+        v_reset: of the host; only None: a spike leaves the membrane by subtraction.
+        detach_reset: of the host; only True: as in the paper.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument out of range, or one of the host's that cannot be honoured.
 
     Example:
         >>> node = LMHNode(step_mode="m")
@@ -53,7 +58,19 @@ class LMHNode(OnlineNode):
         step_mode: str = "s",
         backend: str = "torch",
         store_v_seq: bool = False,
+        tau: float | None = None,
+        decay_input: bool = False,
+        v_reset: float | None = None,
+        detach_reset: bool = True,
     ) -> None:
+        conventions.refuse(
+            type(self).__name__,
+            {
+                "detach_reset": (detach_reset, True, "its gradient leaves the reset out"),
+                "v_reset": (v_reset, None, "its reset subtracts v_threshold"),
+                "decay_input": (decay_input, False, "its factors act on v and v_d alone"),
+            },
+        )
         if not (v_threshold > 0 and math.isfinite(v_threshold)):
             raise ValueError(f"v_threshold={v_threshold!r} is not a finite number above 0")
         super().__init__(
@@ -68,6 +85,8 @@ class LMHNode(OnlineNode):
         )
         for name in ("mu_d", "mu_s", "lambda_s", "lambda_d"):
             self._add_raw(name, 0.0, learnable=True)
+        if tau is not None and not self.adopt_leak(conventions.leak_of(tau)):
+            raise ValueError(f"tau={tau!r} is not above 2: lambda_s = 1 - 1/tau lies inside (0.5, 1.5)")
 
     @property
     def supported_backends(self) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 from spikingjelly.activation_based import layer, neuron
 from torch import nn
 
-from sj_online.trainer import param_groups
+from sj_online.optim import param_groups
 
 
 def test_neuron_parameters_are_kept_out_of_weight_decay():

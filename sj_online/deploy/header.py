@@ -1,0 +1,80 @@
+"""The header of a packed file: read, and checked against the tensors."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sj_online.deploy.pack import packed_size
+
+FORMAT = 1
+KEY = "sj_online"
+_FIELDS = {"format": int, "model": str | None, "kwargs": dict, "metadata": dict, "packed": dict, "extra": dict}
+
+
+def join(module: str, name: str) -> str:
+    """The name of a tensor in the ``state_dict``."""
+    return f"{module}.{name}" if module else name
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors.
+
+    Raises:
+        ValueError: one line that names the file and what is wrong with it.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: not a readable packed file: {error}") from error
+    if text is None:
+        raise ValueError(f"{path}: a safetensors file, but not one of sj_online")
+    try:
+        header = json.loads(text)
+        check(header, tensors)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged header: {error}") from error
+    return header, tensors
+
+
+def check(header: Any, tensors: dict[str, Tensor]) -> None:
+    """Header against tensors; nothing is allocated by what the header says.
+
+    Raises:
+        ValueError: they do not belong together.
+    """
+    if not isinstance(header, dict) or set(header) != set(_FIELDS):
+        raise ValueError(f"its fields must be {', '.join(_FIELDS)}")
+    for field, kind in _FIELDS.items():
+        if not isinstance(header[field], kind):
+            raise ValueError(f"{field}={header[field]!r} has the wrong type")
+    if header["format"] != FORMAT:
+        raise ValueError(f"format={header['format']} is not {FORMAT}, the one that this version reads")
+    both = sorted(header["extra"].keys() & tensors.keys())
+    if both:
+        raise ValueError(f"{both[0]!r} is a tensor and not one")
+    for name, entry in header["packed"].items():
+        match entry:
+            case {"bits": 1 | 2, "shape": [_, _, *_] as shape} if all(isinstance(n, int) and n > 0 for n in shape):
+                _check_synapse(name, entry["bits"], shape, tensors)
+            case _:
+                raise ValueError(f"synapse {name!r} is described by {entry!r}")
+
+
+def _check_synapse(name: str, bits: int, shape: list[int], tensors: dict[str, Tensor]) -> None:
+    packed, scale = (tensors.get(join(name, part)) for part in ("packed", "scale"))
+    size, per_channel = [packed_size(math.prod(shape), bits)], [shape[0]] + [1] * (len(shape) - 1)
+    if packed is None or list(packed.shape) != size or packed.dtype != torch.uint8:
+        raise ValueError(f"tensor {join(name, 'packed')!r} is not there with its type and the shape {size}")
+    # One scale for all channels is what ternary synapses have, until a norm is folded into them.
+    shapes = [per_channel] if bits == 1 else [[], per_channel]
+    if scale is None or list(scale.shape) not in shapes or not scale.is_floating_point():
+        raise ValueError(f"tensor {join(name, 'scale')!r} is not there with its type and the shape {shapes[0]}")
+    if bits == 2 and bool((packed & packed >> 1 & 0x55).any()):
+        raise ValueError(f"tensor {join(name, 'packed')!r} holds a code that is not ternary")
