@@ -51,3 +51,39 @@ def test_every_network_takes_its_data(name, on_meta):
     shape, steps = parts.data.shape, parts.data.steps
     x = torch.zeros((2, *shape) if steps is None else (steps, 2, *shape), device="meta")
     assert parts.rule.predict(x).shape == (2, parts.data.classes)
+
+
+PARAMETERS = {
+    "ottt_cifar10_a": 9_228_362,
+    "ottt_cifar100_a": 9_274_532,
+    "ottt_cifar100_vgg_f": 9_569_508,
+    "ottt_dvs_a": 9_227_786,
+    "ottt_imagenet_a": 21_797_688,
+    "stol_cifar10": 11_173_962,
+    "stol_imagenet": 21_797_672,
+    "stol_dvs": 9_476_298,
+    "stol_gesture": 9_501_387,
+    "empf_cifar100_learnable": 11_157_504 + 53_028 + 9_600 + 128,
+    "hdlif_cifar10": 11_157_504 + 6_858 + 9_600 + 128,
+    "hdlif_imagenet": 21_258_240 + 522_408 + 17_024 + 256,
+    "hdlif_dvs_vgg": 9_217_152 + 46_090 + 5_504 + 160,
+    "empf_tiny_imagenet": 9_400_320 + 104_328 + 5_888 + 80,
+    "lmh_cifar10_resnet18": 11_173_962 + 17 * 4,
+    "lmh_cifar100_resnet19": 12_653_988 + 18 * 4,
+    "lmh_cifar100_resnet19_wide": 14_687_204 + 17 * 4,
+    "lmh_tiny_imagenet_vgg13": 35_404_296 + 12 * 4,
+    "lmh_cifar100_vgg13": 28_703_140 + 12 * 4,
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters_are_the_papers(name, on_meta):
+    """With the four factors of each LM-H neuron, which the paper does not count."""
+    assert sum(p.numel() for p in on_meta(name).net.parameters()) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "megabytes"), [("hdlif_cifar10", 1.42212), ("hdlif_cifar100", 1.6068), ("hdlif_imagenet", 7.404192)]
+)
+def test_packed_weights_are_as_small_as_said(name, megabytes, on_meta):
+    assert network_cost(on_meta(name).net).packed_bytes == pytest.approx(1e6 * megabytes, abs=1)
