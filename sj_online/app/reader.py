@@ -66,7 +66,9 @@ def source(name_or_file: str) -> dict[str, Any]:
 def _known(name: str) -> str:
     """What a name is not, and names that it may have been meant for: there are too many to list them all."""
     close = get_close_matches(name[:80], names(), 5)
-    return "one of the known recipes" + (f"; close to it: {', '.join(close)}" if close else ": see sj-online list recipes")
+    return "one of the known recipes" + (
+        f"; close to it: {', '.join(close)}" if close else ": see sj-online list recipes"
+    )
 
 
 def build(values: dict[str, Any], changes: Sequence[dict[str, Any]] = (), origin: str = "") -> Recipe:

@@ -118,7 +118,9 @@ def test_every_registered_neuron_names_its_paper():
 
 def test_surrogates_have_names():
     assert ottt_lif(surrogate_function="triangle").surrogate_function.alpha == 1.0
-    with pytest.raises(ValueError, match="surrogate_function='step' is not one of 'sigmoid', 'triangle', 'quasi_clamp'"):
+    with pytest.raises(
+        ValueError, match="surrogate_function='step' is not one of 'sigmoid', 'triangle', 'quasi_clamp'"
+    ):
         stol_lif(surrogate_function="step")
 
 

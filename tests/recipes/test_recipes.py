@@ -1,13 +1,17 @@
 """The recipes of the papers: each is read, checked by name and option, built without memory and tried."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
-from sj_online import recipes, registry
+from sj_online import recipes
 from sj_online.analysis import network_cost
 from sj_online.app import build as building
 from sj_online.app import networks, reader
 from sj_online.app.build import build
+from sj_online.app.cli import main
 from sj_online.app.rehearse import rehearse
 
 FILES = recipes.files()
@@ -87,3 +91,81 @@ def test_parameters_are_the_papers(name, on_meta):
 )
 def test_packed_weights_are_as_small_as_said(name, megabytes, on_meta):
     assert network_cost(on_meta(name).net).packed_bytes == pytest.approx(1e6 * megabytes, abs=1)
+
+
+def test_the_papers_rows_are_said():
+    for name, recipe in RECIPES.items():
+        paper = recipe.paper
+        assert paper and paper.table and paper.row, name
+        assert paper.accuracy is None or 50 < paper.accuracy < 100, name
+        assert FILES[name].parent.name == name.split("_")[0]
+    rows = [(recipe.paper.table, recipe.paper.row) for recipe in RECIPES.values()]
+    assert len(rows) == len(set(rows)) >= 45
+
+
+def test_a_recipe_on_a_base_has_a_row_of_its_own():
+    for name in NAMES:
+        assert set(reader.read(FILES[name])["paper"]) == {"table", "row", "accuracy"}, name
+
+
+def test_recipes_differ():
+    """No two rows are the same run, but for those that repeat a row of another table under its name."""
+    runs = {}
+    for name, recipe in RECIPES.items():
+        runs.setdefault(str(replace(recipe, paper=None)), []).append(name)
+    again = {tuple(names) for names in runs.values() if len(names) > 1}
+    assert again == {
+        ("stol_dvs", "stol_table4_dvs"),
+        ("stol_gesture", "stol_table4_gesture"),
+    }
+
+
+def test_a_run_to_start_from_is_that_of_another_recipe():
+    starts = {name: Path(recipe.start.run) for name, recipe in RECIPES.items() if recipe.start}
+    assert starts and all(run.parent == Path("runs") and run.name in NAMES for run in starts.values())
+    for name, run in starts.items():
+        assert RECIPES[name].model == RECIPES[run.name].model
+
+
+def test_the_table_fits_a_terminal(capsys):
+    assert main(["list", "recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(reader.names()) + 1 and max(map(len, lines)) <= 120
+    assert any(line.split()[0] == "stol_k2" and line.endswith(" k=2, best              91.66 %") for line in lines)
+
+
+def narrow(name):
+    """A recipe with fewer channels, steps and pixels."""
+    recipe = RECIPES[name]
+    steps = 2 if recipe.dataset.name in ("cifar10_dvs", "dvs_gesture") else None
+    model: dict = {"options": {"width": 8}}
+    if recipe.model.name == "stol_sew_resnet34":
+        model = {}
+    if recipe.model.name.startswith("lmh_vgg"):
+        model["options"]["hidden"] = 1
+    if recipe.model.options.get("num_steps"):
+        model["options"]["num_steps"] = 2
+    changes = {"model": model, "num_steps": None if steps else 2}
+    if steps:
+        changes["dataset"] = {"options": {"frames": steps, "resize": 48}}
+    elif recipe.dataset.name == "imagenet":
+        changes["dataset"] = {"name": "tiny_imagenet"}
+    return reader.build(reader.source(name), [changes])
+
+
+def rehearsed(recipe):
+    report = rehearse(build(recipe, rehearsal=True), 2)
+    assert report.batch_size == 2 and report.saved_bytes > 0 and report.seconds > 0
+    return report
+
+
+@pytest.mark.parametrize("name", firsts(lambda recipe: (recipe.model.name, recipe.train.rule.name)))
+def test_each_model_and_rule_rehearse(name):
+    rehearsed(narrow(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_rehearses(name):
+    report = rehearsed(RECIPES[name])
+    assert report.parameters == PARAMETERS.get(name, report.parameters)
