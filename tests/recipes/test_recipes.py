@@ -125,6 +125,8 @@ def test_a_run_to_start_from_is_that_of_another_recipe():
     assert starts and all(run.parent == Path("runs") and run.name in NAMES for run in starts.values())
     for name, run in starts.items():
         assert RECIPES[name].model == RECIPES[run.name].model
+        with pytest.raises(ValueError, match=f"start.run={run} is not the directory of a run"):
+            networks.begun(RECIPES[name], networks.describe(RECIPES[name]))  # a rehearsal goes without
 
 
 def test_the_table_fits_a_terminal(capsys):
