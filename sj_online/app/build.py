@@ -27,7 +27,7 @@ def build(recipe: Recipe, *, download: bool = False, rehearsal: bool = False) ->
     Args:
         recipe: the recipe.
         download: let the data set fetch its files.
-        rehearsal: leave out the data, whose shape is enough, and the weights of a run to start from.
+        rehearsal: leave the data out: their shape is enough.
 
     Raises:
         ValueError: one line that names what does not exist or does not fit.
@@ -43,8 +43,7 @@ def build(recipe: Recipe, *, download: bool = False, rehearsal: bool = False) ->
     transforms = [named.make("augmentations", each) for each in recipe.dataset.augment]
     data = without_items(shape) if rehearsal else load_data(recipe, transforms, download)
     seed_everything(recipe.seed % 2**32, verbose=False)
-    start = recipe.start and (recipe.start.convert or not rehearsal)  # weights alone cost nothing
-    net = prepared(recipe, fabric, begun(recipe, shape) if start else network(recipe, shape).net)
+    net = prepared(recipe, fabric, begun(recipe, shape) if recipe.start else network(recipe, shape).net)
     train = recipe.train
     optimizer = _optimizer(train.optimizer, net)
     schedule = named.make("schedules", train.schedule, optimizer, epochs=train.epochs) if train.schedule else None

@@ -62,6 +62,8 @@ def train(args: argparse.Namespace) -> None:
         from sj_online.app.build import build
         from sj_online.app.rehearse import rehearse
 
+        if recipe.start and not recipe.start.convert:  # the weights of that run change nothing that is printed
+            recipe = replace(recipe, start=None)
         print(rehearse(build(recipe, rehearsal=True)))
         return
     if args.resume and directory.config.exists():

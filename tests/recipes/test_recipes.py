@@ -27,6 +27,11 @@ def firsts(key):
     return sorted(found.values())
 
 
+def unstarted(recipe):
+    """Without a run to start from, as the command line rehearses it."""
+    return replace(recipe, start=None)
+
+
 @pytest.fixture
 def on_meta(monkeypatch):
     """Build a recipe whose network has no memory."""
@@ -40,7 +45,7 @@ def on_meta(monkeypatch):
     monkeypatch.setattr(building, "prepared", lambda recipe, fabric, net: net)
     monkeypatch.setattr(building, "try_one", lambda parts: None)
     monkeypatch.setattr(building.Fabric, "setup_optimizers", lambda fabric, optimizer: optimizer)
-    return lambda name: build(RECIPES[name], rehearsal=True)
+    return lambda name: build(unstarted(RECIPES[name]), rehearsal=True)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -126,7 +131,7 @@ def test_a_run_to_start_from_is_that_of_another_recipe():
     for name, run in starts.items():
         assert RECIPES[name].model == RECIPES[run.name].model
         with pytest.raises(ValueError, match=f"start.run={run} is not the directory of a run"):
-            networks.begun(RECIPES[name], networks.describe(RECIPES[name]))  # a rehearsal goes without
+            build(RECIPES[name], rehearsal=True)
 
 
 def test_the_table_fits_a_terminal(capsys):
@@ -156,7 +161,7 @@ def narrow(name):
 
 
 def rehearsed(recipe):
-    report = rehearse(build(recipe, rehearsal=True), 2)
+    report = rehearse(build(unstarted(recipe), rehearsal=True), 2)
     assert report.batch_size == 2 and report.saved_bytes > 0 and report.seconds > 0
     return report
 
@@ -171,3 +176,10 @@ def test_each_model_and_rule_rehearse(name):
 def test_every_recipe_rehearses(name):
     report = rehearsed(RECIPES[name])
     assert report.parameters == PARAMETERS.get(name, report.parameters)
+
+
+def test_the_command_line_rehearses_without_the_run_to_start_from(capsys):
+    narrow = ["--model.options.width=8", "--dataset.name=tiny_imagenet", "--train.batch_size=2", "--num_steps=2"]
+    assert main(["train", "--recipe", "sltt_imagenet", "--rehearse", *narrow]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("parameters ") and "at 2 samples a batch" in out
