@@ -126,6 +126,17 @@ def rate_cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(outputs.mean(0), y)
 
 
+@over_window
+def sum_cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
+    """Cross entropy of the summed output of a window, CE(sum_t o[t], y) (HD-LIF's baseline under BPTT).
+
+    Args:
+        outputs: ``[k, N, classes]``.
+        y: labels ``[N]`` or soft targets ``[N, classes]``.
+    """
+    return F.cross_entropy(outputs.sum(0), y)
+
+
 @dataclass(frozen=True)
 class CrossEntropyMSE:
     """The loss of a step, ``(1 - a) CE(o, y) + a MSE(o, target)`` (OTTT and SLTT; STOL, Eq. 11).

@@ -10,7 +10,7 @@ that holds nothing else: no other attribute of a module can be named.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
@@ -47,7 +47,13 @@ _NOT_BY_NAME = {
 def _entry_points(group: str) -> dict[str, EntryPoint]:
     if group not in GROUPS:
         raise ValueError(f"group={group!r} is not one of {', '.join(GROUPS)}")
-    return {point.name: point for point in entry_points(group=f"sj_online.{group}")}
+    return _installed(entry_points, group)
+
+
+@cache
+def _installed(find: Callable[..., Iterable[EntryPoint]], group: str) -> dict[str, EntryPoint]:
+    """What is installed, looked for once: all packages are read for it, 20 ms that a network pays for each neuron."""
+    return {point.name: point for point in find(group=f"sj_online.{group}")}
 
 
 @cache

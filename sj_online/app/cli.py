@@ -62,6 +62,8 @@ def train(args: argparse.Namespace) -> None:
         from sj_online.app.build import build
         from sj_online.app.rehearse import rehearse
 
+        if recipe.start and not recipe.start.convert:  # the weights of that run change nothing that is printed
+            recipe = replace(recipe, start=None)
         print(rehearse(build(recipe, rehearsal=True)))
         return
     if args.resume and directory.config.exists():
@@ -117,8 +119,7 @@ def _parser() -> Parser:
     parser = Parser(prog="sj-online", description="Train spiking networks online, deploy them packed.")
     commands = parser.add_subparsers(dest="command", required=True)
     each = {name: commands.add_parser(name, help=command.__doc__) for name, command in COMMANDS.items()}
-    known = ", ".join(reader.names())
-    each["train"].add_argument("--recipe", action=Once, help=f"a YAML file, or one of: {known}".replace("%", "%%"))
+    each["train"].add_argument("--recipe", action=Once, help="a YAML file, or a name that 'list recipes' shows")
     each["train"].add_argument("--data", action=Once, help="folder of the data set; the digits need none")
     each["train"].add_argument("--out", action=Once, help="directory of the run; runs/RECIPE if not given")
     each["train"].add_argument("--resume", action="store_true", help="go on after the last checkpoint in --out")
@@ -179,14 +180,19 @@ def _epochs(summary: Path) -> float:
 
 
 def _show_recipes() -> None:
+    """The table of the papers' rows: recipe, table, row and the accuracy there."""
+    rows = []
     for name in reader.names():
         try:
             paper = reader.build(reader.source(name)).paper
         except ValueError as error:  # of a third party; the list goes on
-            print(f"  {name:<34}cannot be read: {error}")
+            rows.append((name, f"cannot be read: {error}"))
             continue
-        figure = f"{paper.accuracy:.2f} %" if paper and paper.accuracy is not None else "-"
-        print(f"  {name:<34}" + (f"{paper.table:<28}{paper.row:<44}{figure}" if paper else "-"))
+        figure = f"{paper.accuracy:5.2f} %" if paper and paper.accuracy is not None else "    -"
+        rows.append((name, paper.table, paper.row, figure) if paper else (name, "-"))
+    widths = [max((len(row[i]) for row in rows if len(row) == 4), default=0) for i in range(4)]
+    for row in rows:
+        print("  " + "  ".join(map(str.ljust, row, widths)).rstrip())
 
 
 def _describe(group: str, name: str) -> str:

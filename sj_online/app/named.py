@@ -11,6 +11,7 @@ from typing import Any
 
 from sj_online import convert, registry
 from sj_online.app.recipe import Named
+from sj_online.loss import OverWindow, over_window
 
 ONE = {
     "models": "model",
@@ -144,6 +145,7 @@ def parameters(call: Callable[..., Any], given: int) -> tuple[dict[str, inspect.
 
 
 def _signature(call: Callable[..., Any]) -> inspect.Signature:
+    call = call.fn if isinstance(call, OverWindow) else call
     try:
         return inspect.signature(call, eval_str=True)
     except (NameError, TypeError):  # an annotation that means something to a type checker only

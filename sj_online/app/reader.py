@@ -5,6 +5,7 @@ Files are taken to be hostile, and paths literally: no ``~``, no patterns, no pr
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,15 @@ def source(name_or_file: str) -> dict[str, Any]:
         return dict(values)
     if Path(name_or_file).exists():
         return read(Path(name_or_file))
-    known = ", ".join(names())
-    raise ValueError(f"recipe {name_or_file[:200]!r} is neither a file nor one of the known recipes: {known}")
+    raise ValueError(f"recipe {name_or_file[:200]!r} is neither a file nor {_known(name_or_file)}")
+
+
+def _known(name: str) -> str:
+    """What a name is not, and names that it may have been meant for: there are too many to list them all."""
+    close = get_close_matches(name[:80], names(), 5)
+    return "one of the known recipes" + (
+        f"; close to it: {', '.join(close)}" if close else ": see sj-online list recipes"
+    )
 
 
 def build(values: dict[str, Any], changes: Sequence[dict[str, Any]] = (), origin: str = "") -> Recipe:
@@ -95,7 +103,7 @@ def _base(values: dict[str, Any]) -> list[dict[str, Any]]:
         return []
     base = values["base"]
     if not isinstance(base, str) or base not in names():
-        raise ValueError(f"base={str(base)[:80]!r} is not one of the known recipes: {', '.join(names())}")
+        raise ValueError(f"base={str(base)[:80]!r} is not {_known(str(base))}")
     below = source(base)
     if "base" in below:
         raise ValueError(f"base={base} has a base itself; one level is read")

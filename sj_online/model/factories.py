@@ -20,7 +20,11 @@ SYNAPSES: dict[str, type[layer.Conv2d]] = {
     "ternary": TernaryConv2d,
     "ws": ScaledWSConv2d,
 }
-NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": layer.BatchNorm2d, "step": StepBatchNorm2d}
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "batch": layer.BatchNorm2d,
+    "step": StepBatchNorm2d,
+    "none": lambda channels: nn.Identity(),
+}
 
 
 def variant(factory: Callable[..., nn.Sequential], **defaults: Any) -> Callable[..., nn.Sequential]:

@@ -25,6 +25,7 @@ def stol_ms_resnet18(
     neuron: str | NeuronFactory = "stol_lif",
     neuron_options: dict[str, Any] | None = None,
     synapse: str = "float",
+    norm: str = "batch",
     width: int = 64,
     step_mode: str = "s",
 ) -> nn.Sequential:
@@ -37,6 +38,7 @@ def stol_ms_resnet18(
         neuron: a name of :data:`~.factories.LIF`, a registered name, or a factory.
         neuron_options: further arguments of a named neuron.
         synapse: ``'float'``, ``'binary'``, ``'ternary'`` or ``'ws'``.
+        norm: ``'batch'``, ``'step'``, or ``'none'`` as in the paper's ablation of k.
         width: channels of the first stage.
         step_mode: ``'s'``: [N, C, H, W] to [N, classes]; ``'m'``: [T, N, C, H, W] to [T, N, classes].
 
@@ -48,7 +50,8 @@ def stol_ms_resnet18(
         >>> stol_ms_resnet18(width=8)(torch.rand(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
-    parts = Parts(conv=factories.choice("synapse", synapse, factories.SYNAPSES))
+    conv = factories.choice("synapse", synapse, factories.SYNAPSES)
+    parts = Parts(conv, factories.choice("norm", norm, factories.NORMS))
     node = factories.neuron_factory(neuron, num_steps, **(neuron_options or {}))
 
     widths = [width, 2 * width, 4 * width, 8 * width]

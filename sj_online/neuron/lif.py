@@ -1,9 +1,10 @@
 """The LIF neurons of OTTT, SLTT and STOL: the host's ``LIFNode`` with the constants of each paper."""
 
-from spikingjelly.activation_based import surrogate
 from spikingjelly.activation_based.neuron import LIFNode
+from spikingjelly.activation_based.surrogate import SurrogateFunctionBase
 
 from ..registry import cite
+from . import surrogates
 
 
 @cite("OTTT (Xiao et al. 2022)")
@@ -11,7 +12,7 @@ def ottt_lif(
     *,
     tau: float = 2.0,
     v_threshold: float = 1.0,
-    surrogate_function: surrogate.SurrogateFunctionBase | None = None,
+    surrogate_function: SurrogateFunctionBase | str = "sigmoid",
     step_mode: str = "s",
     store_v_seq: bool = False,
 ) -> LIFNode:
@@ -20,7 +21,7 @@ def ottt_lif(
     Args:
         tau: of the leak.
         v_threshold: threshold, and what a spike subtracts.
-        surrogate_function: None: OTTT's, ``Sigmoid(alpha=4.0)``.
+        surrogate_function: a surrogate, or the name of one: ``'sigmoid'``, ``'triangle'``, ``'quasi_clamp'``.
         step_mode: ``'s'``: x [N, ...]; ``'m'``: x [T, N, ...].
         store_v_seq: keep the membrane potentials as ``v_seq`` [T, N, ...].
 
@@ -28,7 +29,7 @@ def ottt_lif(
         >>> ottt_lif().tau
         2.0
     """
-    function = surrogate_function or surrogate.Sigmoid(alpha=4.0)
+    function = surrogates.named(surrogate_function)
     return LIFNode(tau, False, v_threshold, None, function, True, step_mode, store_v_seq)
 
 
@@ -37,7 +38,7 @@ def sltt_lif(
     *,
     tau: float = 1.1,
     v_threshold: float = 1.0,
-    surrogate_function: surrogate.SurrogateFunctionBase | None = None,
+    surrogate_function: SurrogateFunctionBase | str = "triangle",
     step_mode: str = "s",
     store_v_seq: bool = False,
 ) -> LIFNode:
@@ -46,7 +47,7 @@ def sltt_lif(
     Args:
         tau: of the leak.
         v_threshold: threshold, and what a spike subtracts.
-        surrogate_function: None: SLTT's, ``PiecewiseQuadratic(alpha=1.0)``.
+        surrogate_function: a surrogate, or the name of one: ``'sigmoid'``, ``'triangle'``, ``'quasi_clamp'``.
         step_mode: ``'s'``: x [N, ...]; ``'m'``: x [T, N, ...].
         store_v_seq: keep the membrane potentials as ``v_seq`` [T, N, ...].
 
@@ -57,7 +58,7 @@ def sltt_lif(
     return ottt_lif(
         tau=tau,
         v_threshold=v_threshold,
-        surrogate_function=surrogate_function or surrogate.PiecewiseQuadratic(alpha=1.0),
+        surrogate_function=surrogate_function,
         step_mode=step_mode,
         store_v_seq=store_v_seq,
     )
@@ -68,7 +69,7 @@ def stol_lif(
     *,
     tau: float = 2.0,
     v_threshold: float = 1.0,
-    surrogate_function: surrogate.SurrogateFunctionBase | None = None,
+    surrogate_function: SurrogateFunctionBase | str = "triangle",
     step_mode: str = "s",
     store_v_seq: bool = False,
 ) -> LIFNode:
@@ -78,7 +79,7 @@ def stol_lif(
         tau: of the leak. STOL's leak is 1/tau where the host's is 1 - 1/tau: a tau of p there is p / (p - 1) here, so
             that 4, for CIFAR10-DVS, is 4/3.
         v_threshold: threshold.
-        surrogate_function: None: STOL's, ``PiecewiseQuadratic(alpha=1.0)``.
+        surrogate_function: a surrogate, or the name of one: ``'sigmoid'``, ``'triangle'``, ``'quasi_clamp'``.
         step_mode: ``'s'``: x [N, ...]; ``'m'``: x [T, N, ...].
         store_v_seq: keep the membrane potentials as ``v_seq`` [T, N, ...].
 
@@ -86,5 +87,5 @@ def stol_lif(
         >>> stol_lif(tau=4 / 3).v_reset
         0.0
     """
-    function = surrogate_function or surrogate.PiecewiseQuadratic(alpha=1.0)
+    function = surrogates.named(surrogate_function)
     return LIFNode(tau, False, v_threshold, 0.0, function, False, step_mode, store_v_seq)

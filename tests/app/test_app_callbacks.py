@@ -185,6 +185,18 @@ def test_a_nan_image_ends_the_run_before_it_is_saved(tmp_path):
     assert not (tmp_path / "error.log").exists()
 
 
+def test_a_buffer_that_is_nan_ends_the_run_too(tmp_path):
+    class Break:
+        def on_epoch(self, run):
+            next(run.parts.net.buffers()).fill_(float("nan"))
+
+    with pytest.raises(
+        ValueError, match=r"net\.\d\.running_mean is not finite after epoch 1: training diverged; a lower"
+    ):
+        fit(small.parts(callbacks=[Break(), *usual(minutes=10.0)]), tmp_path)
+    assert not (tmp_path / "best.ckpt").exists()
+
+
 def test_a_nan_is_not_saved_within_an_epoch(tmp_path):
     class Spoil:
         def on_batch(self, run):

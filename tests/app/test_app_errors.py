@@ -33,7 +33,8 @@ def fails(capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--recipe=nope"], "known recipes: digits"),
+        (["--recipe=nope"], "known recipes: see sj-online list recipes"),
+        (["--recipe=digit"], "known recipes; close to it: digits"),
         (["--recipe=digits", "--recipe=digits"], "--recipe is given twice"),
         (["--recip=digits"], "unrecognized arguments: --recip=digits"),
         (["--foo=1"], "unrecognized arguments: --foo=1"),

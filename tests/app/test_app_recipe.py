@@ -170,7 +170,7 @@ def test_base_is_below_and_the_row_is_not_inherited(third_party):
     ("values", "message"),
     [
         ({"base": "two"}, "base=two has a base itself; one level is read"),
-        ({"base": "nope"}, "base='nope' is not one of the known recipes: "),
+        ({"base": "nope"}, "base='nope' is not one of the known recipes: see sj-online list"),
         ({"base": "/dev/stdin"}, "base='/dev/stdin' is not one"),
         ({"base": ["row"]}, r"base=\['row'\]|base=.* is not one of"),
         ({"base": None}, "base='None' is not one"),

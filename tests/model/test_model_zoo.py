@@ -26,6 +26,7 @@ VARIANTS = [
     ("hdlif_resnet18", {"in_channels": 2, "stem": "same"}),
     ("hdlif_resnet18", {"attention": "seca1", "attention_sign": True}),
     ("lmh_resnet18", {"num_steps": T, "norm": "step"}),
+    ("stol_ms_resnet18", {"norm": "none"}),
     ("lmh_resnet19", {"in_channels": 2}),
     ("lmh_vgg13", {"image_size": 64}),
     ("ottt_vgg", {"in_channels": 2}),

@@ -8,7 +8,7 @@ from torch import nn
 
 from sj_online import registry
 from sj_online.convert import swap_neurons
-from sj_online.neuron import EMPFNode, ottt_lif, sltt_lif, stol_lif
+from sj_online.neuron import EMPFNode, ottt_lif, sltt_lif, stol_lif, surrogates
 
 T, N = 6, 200
 FACTORIES = {"ottt_lif": ottt_lif, "sltt_lif": sltt_lif, "stol_lif": stol_lif}
@@ -20,6 +20,10 @@ def sigmoid(x):
 
 def triangle(x):
     return (1 - x.abs()).clamp(min=0)
+
+
+def quasi_clamp(x):
+    return (x.abs() <= 1).to(x)
 
 
 class Fire(torch.autograd.Function):
@@ -58,6 +62,7 @@ PAPERS = [
     ("sltt_lif", {}, soft, 1 - 1 / 1.1, triangle),
     ("stol_lif", {}, hard, 1 / 2, triangle),
     ("stol_lif", {"tau": 4 / 3}, hard, 1 / 4, triangle),
+    ("ottt_lif", {"surrogate_function": "quasi_clamp"}, soft, 0.5, quasi_clamp),
 ]
 
 
@@ -110,3 +115,18 @@ def test_every_registered_neuron_names_its_paper():
     names = own("neurons")
     assert {"empf", "hdlif", "lmh", "qcfs", *FACTORIES} <= set(names)
     assert all(isinstance(registry.get("neurons", name).paper, str) for name in names)
+
+
+def test_surrogates_have_names():
+    assert ottt_lif(surrogate_function="triangle").surrogate_function.alpha == 1.0
+    with pytest.raises(
+        ValueError, match="surrogate_function='step' is not one of 'sigmoid', 'triangle', 'quasi_clamp'"
+    ):
+        stol_lif(surrogate_function="step")
+
+
+def test_the_quasi_clamp_has_a_primitive():
+    x = torch.tensor([-1.5, -0.5, 0.5, 1.5], dtype=torch.float64, requires_grad=True)
+    smooth = surrogates.QuasiClamp(spiking=False)(x)
+    assert smooth.tolist() == [0.0, 0.5, 1.5, 2.0]
+    assert torch.autograd.grad(smooth.sum(), x)[0].tolist() == [0.0, 1.0, 1.0, 0.0]
