@@ -11,7 +11,7 @@ from typing import Any
 
 from sj_online import convert, registry
 from sj_online.app.recipe import Named
-from sj_online.loss import OverWindow, over_window
+from sj_online.loss import OverWindow
 
 ONE = {
     "models": "model",
