@@ -39,9 +39,9 @@ def restore(module: nn.Module) -> None:
     """Take a replaced forward out of a module again."""
     special: Any = type(module)
     if plain(module) is not special:
-        module.__class__ = special._sj_online_plain
         module.__dict__.pop("forward", None)
         module.__dict__.update(special._sj_online_own)
+        module.__class__ = special._sj_online_plain  # last: an interrupted restore() can be repeated
 
 
 def restore_all(net: nn.Module) -> None:

@@ -4,10 +4,10 @@ The trace belongs to the neuron and travels with its spikes as their tangent (fo
 pooling, scaling, dropout, flattening and sums of branches, to the synapses, as the authors pass it beside the spikes.
 """
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import ref
 
 import torch
 from spikingjelly.activation_based import base
@@ -23,7 +23,23 @@ from sj_online.trainer.ottt import OTTT
 from sj_online.tree import tree_map
 from sj_online.unroll import Unroll
 
-_one_at_a_time = threading.Lock()
+_running: "dict[str, ref[_Turn]]" = {}
+
+
+class _Turn:
+    """One sequence's right to train: it ends when it is given back, or with the frame that an interrupt has left."""
+
+    def __init__(self) -> None:
+        # No lock: an interrupt between taking and giving back would leave it taken for ever.
+        mine, held = ref(self), _running.setdefault("turn", ref(self))
+        if held() is None:
+            _running["turn"] = held = mine
+        if held is not mine:
+            raise RuntimeError("NDOT is training another network: only one sequence at a time can, in all threads")
+
+    def give_back(self) -> None:
+        if _running.get("turn") is ref(self):
+            del _running["turn"]
 
 
 class NDOT(OTTT):
@@ -72,15 +88,14 @@ class NDOT(OTTT):
     @contextmanager
     def installed(self) -> Iterator[None]:
         """The traces, in their synapses and neurons for the time of a sequence."""
-        if not _one_at_a_time.acquire(blocking=False):
-            raise RuntimeError("NDOT is training another network: only one sequence at a time can, in all threads")
+        turn = _Turn()
         try:
             with super().installed():
                 yield
         finally:
+            turn.give_back()
             for emission in self.emissions.values():
                 emission.clear()
-            _one_at_a_time.release()
 
 
 class Trace(synapse.Trace):

@@ -151,7 +151,7 @@ FILES = {
 @pytest.mark.parametrize("fresh", [True, False], ids=["while it is looked at", "afterwards"])
 def test_an_interrupt_at_any_line_leaves_nothing_that_the_next_sequence_does_not_undo(rule, fresh):
     hit = []
-    for at in [*range(1, 60, 7), *range(60, 1200, 97)]:
+    for at in [*range(1, 60, 7), *range(60, 280, 17), *range(280, 1200, 97)]:
         net = network(special=False)
         made = RULES[rule](net, torch.optim.SGD(net.parameters(), 0.0))
         other = RULES[rule](net, torch.optim.SGD(net.parameters(), 0.0))
@@ -166,6 +166,15 @@ def test_an_interrupt_at_any_line_leaves_nothing_that_the_next_sequence_does_not
         functional.reset_net(net)
         assert torch.equal(net(BATCH[0][0]), expected(BATCH[0][0]))
     assert sum(hit) > 8
+
+
+@pytest.mark.parametrize("at", range(1, 70, 4))
+def test_an_interrupted_ndot_does_not_block_the_next(at):
+    net = network(special=False)
+    rule = NDOT(net, torch.optim.SGD(net.parameters(), 0.1))
+    rule.train_step(*BATCH)
+    assert interrupted(rule, ("trainer/ndot.py",), at)
+    rule.train_step(*BATCH)
 
 
 def test_two_ndot_trainings_in_two_threads_work_or_refuse():
