@@ -143,7 +143,7 @@ def check_replay(history: Callable[[], History], frames: Frames) -> None:
         with looked_at(net), torch.no_grad():
             host.reset(net)
             unroll, kept = Unroll(net, frames), history()
-            kept.first = False
+            kept.first = kept.statistics = False
             run = kept.run if replays else lambda unroll, steps: unroll(steps)
             outputs = [run(unroll, range(t, t + 1)) for t in range(frames.T)]
             runs.append((list(tensors(outputs)) + list(_remembered(net)), dict(_named_state(net))))
