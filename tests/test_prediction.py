@@ -1,5 +1,6 @@
 """Prediction without a rule; and the layers that mix the steps of a sequence, found by running them."""
 
+import threading
 import warnings
 
 import pytest
@@ -289,3 +290,32 @@ def test_memory_of_a_prediction_does_not_grow_with_time():
     net[0].register_forward_hook(lambda m, x, y: steps.append(len(x[0])))
     predict(net, torch.rand(9, N, 8))
     assert steps == [1] * 9
+
+
+def test_what_is_no_number_is_the_same_in_slices():
+    x = data()
+    x[0, 0, 0] = torch.nan
+    net = Over(lambda: nn.Linear(8, 8))
+    functional.set_step_mode(net, "m")
+    net.node = layer.Linear(8, 8, step_mode="m").double()
+    assert mixing(net, Frames(x), 1) is None
+
+
+def test_a_network_that_cannot_be_copied_is_judged_by_what_was_found():
+    net = Over(MIXERS["gru"])
+    net.lock = threading.Lock()
+    with pytest.raises(ValueError, match="'mixer' .* mixes the steps"):
+        SLTT(net, sgd(net)).train_step(data(), Y)
+
+
+def test_rounding_that_decides_about_a_spike_is_no_mixing():
+    """In float32 a product of all steps may round other than that of one, and a neuron makes a spike of it."""
+
+    class Rounds(nn.Module):
+        def forward(self, x):
+            return x if x.dtype == torch.float64 else x + 1e-2 * (len(x) > 1)
+
+    net = Over(Rounds).float()
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        assert mixing(net, Frames(data().float()), 1) is None
+    assert mixing(net.double(), Frames(data().double()), 1) is None

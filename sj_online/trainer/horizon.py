@@ -85,13 +85,16 @@ class History:
     def _behind_the_past(self, now: Step) -> Any:
         with as_replay():
             for past in self.steps:
-                past.state.put(_with_gradient_of)
+                self._put(past.state)
                 self._forward(past, self._fed)
+        self._put(now.state)
+        return self._forward(now, self._recording)
+
+    def _put(self, state: State) -> None:
         counted = _statistics(self.net) if self.statistics else {}
-        now.state.put(_with_gradient_of)
+        state.put(_with_gradient_of)
         for (module, name), value in counted.items():
             module._buffers[name] = value
-        return self._forward(now, self._recording)
 
     def _forward(self, step: Step, made: Callable[..., Callable[..., Any]]) -> Any:
         nodes = zip(self.nodes, step.currents, strict=True)
@@ -140,7 +143,7 @@ def check_replay(history: Callable[[], History], frames: Frames) -> None:
         with looked_at(net), torch.no_grad():
             host.reset(net)
             unroll, kept = Unroll(net, frames), history()
-            kept.first = False
+            kept.first = kept.statistics = False
             run = kept.run if replays else lambda unroll, steps: unroll(steps)
             outputs = [run(unroll, range(t, t + 1)) for t in range(frames.T)]
             runs.append((list(tensors(outputs)) + list(_remembered(net)), dict(_named_state(net))))

@@ -256,3 +256,12 @@ def test_the_second_sequence_makes_no_call_more_than_its_steps_and_their_past():
     calls.clear()
     rule.train_step(*data())
     assert len(calls) == T + (T - 1) + (T - 2)
+
+
+def test_statistics_of_the_past_are_those_of_norms_that_train_only():
+    net = nn.Sequential(
+        layer.Linear(8, 8), Clock(), layer.BatchNorm1d(8), layer.BatchNorm1d(8).eval(), neuron.LIFNode(**HARD)
+    ).double()
+    x, y = data()
+    STOL(net, sgd(net), history_statistics=True).train_step(x, y)
+    assert net[1].t == T and net[2].num_batches_tracked == 2 * T - 1 and net[3].num_batches_tracked == 0
