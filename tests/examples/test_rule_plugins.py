@@ -165,3 +165,8 @@ def test_the_scripts_are_short_and_learn(name, capsys):
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     losses = [float(loss) for loss in re.findall(r"\b\d\.\d{2,3}\b", capsys.readouterr().out.partition("Feedback")[0])]
     assert len(losses) >= 5 and losses[-1] < losses[0] / 2
+
+
+def test_the_readouts_have_the_spread_of_an_initialised_weight():
+    B = readout("1", torch.eye(400), torch.zeros(1, 400, 3))
+    assert B.std() == pytest.approx(400**-0.5, rel=0.1)
