@@ -181,7 +181,7 @@ def _epochs(summary: Path) -> float:
 
 def _show_recipes() -> None:
     """The table of the papers' rows: recipe, table, row and the accuracy there."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name in reader.names():
         try:
             paper = reader.build(reader.source(name)).paper
