@@ -26,7 +26,7 @@ VARIANTS = [
     ("hdlif_resnet18", {"in_channels": 2, "stem": "same"}),
     ("hdlif_resnet18", {"attention": "seca1", "attention_sign": True}),
     ("lmh_resnet18", {"num_steps": T, "norm": "step"}),
-    ("stol_ms_resnet18", {"norm": "none"}),
+    ("stol_ms_resnet18", {"norm": "none", "neuron_options": {"v_threshold": 0.05}}),  # at 1 it is silent
     ("lmh_resnet19", {"in_channels": 2}),
     ("lmh_vgg13", {"image_size": 64}),
     ("ottt_vgg", {"in_channels": 2}),
