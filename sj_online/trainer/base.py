@@ -4,10 +4,9 @@ A rule is this loop with five choices: how many steps share a graph (``horizon``
 (``stride``), which steps learn (``windows``), what the weight gradient is made of, and when the weights are updated.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from itertools import chain
-from typing import Any, ClassVar, TypedDict, cast
+from typing import Any, ClassVar, cast
 from weakref import ref
 
 import torch
@@ -25,33 +24,10 @@ from sj_online.trainer import finite, parallel
 from sj_online.trainer.compress import compressed
 from sj_online.trainer.inspection import Inspection, check_network, check_optimizer
 from sj_online.trainer.result import Begun, Gradients, Result, Total, Window
+from sj_online.trainer.stream import stream
 from sj_online.trainer.table import Way, table
 from sj_online.tree import tree_map
 from sj_online.unroll import Unroll
-
-
-class Common(TypedDict, total=False):
-    """The options that every rule takes by keyword; see :class:`Rule`."""
-
-    loss_fn: Loss
-    num_steps: int | None
-    backward: Callable[[Tensor], None] | None
-    before_step: Callable[[], Any] | None
-    per_step_targets: bool
-    compress: bool
-
-
-class Options(Common, total=False):
-    """Those, and the ones of rules whose paper leaves the choice."""
-
-    update: str | None
-    step_scale: str | None
-
-
-def only(rule: type, options: Mapping[str, Any], known: type) -> None:
-    """Raise TypeError for an option that a rule does not take, as Python does for a keyword of a function."""
-    for name in options.keys() - known.__annotations__.keys() - Common.__annotations__.keys():
-        raise TypeError(f"{rule.__name__}.__init__() got an unexpected keyword argument {name!r}")
 
 
 class Rule:
@@ -167,16 +143,16 @@ class Rule:
     def run(self, x: Tensor, y: Any, mask: Tensor | None = None) -> Iterator[Window]:
         """The loop: reset, then per window forward, loss, backward, detach."""
         frames = Frames(x, y, self.num_steps, mask=mask, per_step_targets=self.per_step_targets)
-        with self._sequence(frames):
+        with self.sequence(frames):
             host.reset(self.net)
             unroll, poison = Unroll(self.net, frames), finite.poison(x) + finite.poison_of_all(self.net)
             counts = parallel.any_rank(frames.counts())
             for steps, learns in self.windows(frames.T):
                 learns = learns and any(counts[steps.start : steps.stop])
-                yield self._window(unroll, steps, learns, self.scale(len(steps), frames.T), poison)
+                yield self.window(unroll, steps, learns, self.scale(len(steps), frames.T), poison)
 
     @contextmanager
-    def _sequence(self, frames: Frames) -> Iterator[None]:
+    def sequence(self, frames: Frames) -> Iterator[None]:
         """What is true from the first step of a sequence to its last."""
         with in_sequence(self.net):
             restore_all(self.net)  # what an interrupt may have left of an earlier sequence
@@ -188,7 +164,8 @@ class Rule:
             finally:
                 state.detach(self.net)
 
-    def _window(self, unroll: Unroll, steps: range, learns: bool, scale: float, poison: Tensor | float) -> Window:
+    def window(self, unroll: Unroll, steps: range, learns: bool, scale: float, poison: Tensor | float) -> Window:
+        """One window: forward, loss, backward, detach; ``poison`` is added to the loss that it tells."""
         with compressed([unroll.frames.x]) if self.compress and learns else nullcontext():
             with torch.set_grad_enabled(learns):
                 outputs = self.forward(unroll, steps)
@@ -246,50 +223,15 @@ class Rule:
         return total.result(finite.poison_of_all(self.net))
 
     def stream(self, steps: Iterable[tuple[Tensor, Any]]) -> Iterator[Result]:
-        """Learn from an endless stream: nothing is reset, and memory does not grow however long it is.
-
-        As ``train_step`` with ``update='step', step_scale='sum'``: an update at each step with a target, of time slices
-        at the end of each slice.
-
-        Args:
-            steps: pairs of ``x_t [N, ...]`` and ``y_t``, which may be None.
-
-        Yields:
-            The result of each window: its mean loss and its mean output ``[N, ...]``.
+        """Learn from an endless iterable of ``(x_t [N, ...], y_t or None)``; see :mod:`sj_online.trainer.stream`.
 
         Raises:
             ValueError: the rule must know the number of steps.
-
-        Example:
-            >>> from spikingjelly.activation_based import layer, neuron
-            >>> from sj_online.trainer import SLTT
-            >>> net = nn.Sequential(layer.Linear(8, 4), neuron.LIFNode(), layer.Linear(4, 3))
-            >>> rule = SLTT(net, torch.optim.SGD(net.parameters(), lr=0.1))
-            >>> steps = ((torch.rand(2, 8), torch.tensor([0, 2]) if t % 2 else None) for t in range(4))
-            >>> [result.output.shape for result in rule.stream(steps)]
-            [torch.Size([2, 3]), torch.Size([2, 3]), torch.Size([2, 3]), torch.Size([2, 3])]
         """
         if not self.streams or self.stride is None:
             raise ValueError(f"{type(self).__name__} must know the number of steps, which a stream does not tell")
-        return self._stream(Frames.of_stream(steps, self.stride))
-
-    def _stream(self, windows: Iterator[Frames]) -> Iterator[Result]:
-        first = next(windows, None)
-        if first is None:
-            return
         self._begun = None
-        # One window tells nothing of how steps hang together: it is looked at a longer sequence of the first input.
-        with self._sequence(Frames(first[0], num_steps=2 * first.T + 1)):
-            for frames in chain([first], windows):
-                steps = range(frames.start, frames.start + frames.T)
-                learns = any(parallel.any_rank(frames.counts()))
-                self.optimizer.zero_grad()
-                total = Total()
-                unroll, scale = Unroll(self.net, frames), self.scale(frames.T, frames.T)
-                total.add(self._window(unroll, steps, learns, scale, finite.poison(frames.x)))
-                if learns:
-                    self.update_weights()
-                yield total.result(finite.poison_of_all(self.net) if learns else 0.0)
+        return stream(self, steps, self.stride)
 
     def update_weights(self) -> None:
         """Average the gradients over the ranks, step the optimizer, zero the gradients.

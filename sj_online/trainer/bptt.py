@@ -5,7 +5,8 @@ from typing import Unpack
 import torch
 from torch import nn
 
-from sj_online.trainer.base import Common, Rule, only
+from sj_online.trainer.base import Rule
+from sj_online.trainer.options import Common, only
 
 
 class _Options(Common, total=False):

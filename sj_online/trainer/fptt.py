@@ -7,7 +7,8 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from sj_online.trainer.base import Common, Result, Rule, only
+from sj_online.trainer.base import Result, Rule
+from sj_online.trainer.options import Common, only
 
 
 class _Options(Common, total=False):

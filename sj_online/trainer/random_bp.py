@@ -8,7 +8,8 @@ from torch import nn
 
 from sj_online import check
 from sj_online.trainer import parallel
-from sj_online.trainer.base import Options, Rule
+from sj_online.trainer.base import Rule
+from sj_online.trainer.options import Options
 
 
 class RandomBP(Rule):

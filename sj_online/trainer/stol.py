@@ -9,8 +9,9 @@ from torch import nn
 
 from sj_online import check, host
 from sj_online.frames import Frames
-from sj_online.trainer.base import Options, Rule
+from sj_online.trainer.base import Rule
 from sj_online.trainer.horizon import History, check_replay
+from sj_online.trainer.options import Options
 from sj_online.unroll import Unroll
 
 

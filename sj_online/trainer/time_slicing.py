@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from sj_online import check
-from sj_online.trainer.base import Common, Rule, only
+from sj_online.trainer.base import Rule
+from sj_online.trainer.options import Common, only
 
 
 class _Options(Common, total=False):

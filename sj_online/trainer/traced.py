@@ -15,8 +15,9 @@ from sj_online.neuron.leak import is_neuron
 from sj_online.topology import Place, display_name
 from sj_online.trainer import leak
 from sj_online.trainer.activity import Recorder
-from sj_online.trainer.base import Options, Rule
+from sj_online.trainer.base import Rule
 from sj_online.trainer.functional import Functional
+from sj_online.trainer.options import Options
 from sj_online.trainer.synapse import Trace
 from sj_online.trainer.table import Way
 from sj_online.unroll import Unroll
