@@ -30,6 +30,7 @@ def stream(rule: "Rule", steps: Iterable[tuple[Tensor, Any]], stride: int) -> It
         The result of each window: its mean loss and its mean output ``[N, ...]``.
 
     Example:
+        >>> import torch
         >>> from spikingjelly.activation_based import layer, neuron
         >>> from sj_online.trainer import SLTT
         >>> net = torch.nn.Sequential(layer.Linear(8, 4), neuron.LIFNode(), layer.Linear(4, 3))

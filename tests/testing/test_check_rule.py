@@ -83,14 +83,14 @@ class HasAModeItPrefers(SLTT):
 
 
 class StreamsSomethingElse(SLTT):
-    def _stream(self, windows):
+    def stream(self, steps):
         self.optimizer.param_groups[0]["lr"] *= 2
-        return super()._stream(windows)
+        return super().stream(steps)
 
 
 class SaysOtherLossesInAStream(SLTT):
-    def _stream(self, windows):
-        return (Result(result.loss + 1, result.output) for result in super()._stream(windows))
+    def stream(self, steps):
+        return (Result(result.loss + 1, result.output) for result in super().stream(steps))
 
 
 class StreamsNothing(SLTT):
