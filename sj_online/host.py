@@ -46,6 +46,9 @@ MIXES_TIME = (
     neuron.PSN,
     neuron.MaskedPSN,
     neuron.SlidingPSN,
+    neuron.DSRIFNode,
+    neuron.DSRLIFNode,
+    neuron.GatedLIFNode,  # its parameters belong to the steps of one call
     neuron.NonSpikingBaseNode,
     neuron.ILCBaseNode,
     neuron.NoisyBaseNode,
