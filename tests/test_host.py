@@ -98,6 +98,22 @@ def test_functions_written_in_python_can_be_opened():
     assert torch.autograd.backward not in seen.calls and p.grad.item() == 2
 
 
+def test_hooks_of_what_is_saved_and_transforms_are_told():
+    assert host.saving_hooks() is None and not host.transformed()
+    hooks = (lambda t: t, lambda t: t)
+    with torch.autograd.graph.saved_tensors_hooks(*hooks):
+        assert host.saving_hooks() == hooks
+    seen = []
+    torch.func.vmap(lambda x: (seen.append(host.transformed()), x)[1])(torch.rand(2))
+    assert seen == [True]
+
+
+def test_batch_norms_are_known_whatever_they_take():
+    for norm in (nn.BatchNorm1d(2), nn.SyncBatchNorm(2), nn.InstanceNorm2d(2), layer.BatchNorm2d(2)):
+        assert isinstance(norm, host.BATCH_NORMS)
+    assert not isinstance(nn.LayerNorm(2), host.BATCH_NORMS)
+
+
 def test_calls_without_modes_are_not_seen():
     with Seen() as seen, host.without_modes():
         F.linear(torch.rand(2, 2), torch.rand(2, 2))
@@ -202,7 +218,7 @@ def test_layers_of_the_host_that_mix_time_are_known():
     assert len(modules) > 40
     unknown = []
     for name, (net, shape) in modules.items():
-        over_batch = any(isinstance(m, nn.modules.batchnorm._NormBase) for m in net.modules())
+        over_batch = any(isinstance(m, host.BATCH_NORMS) for m in net.modules())
         random = "Dropout" in name or "Noisy" in name or "DropConnect" in name
         modes = [False] if over_batch or random else [False, True]
         mixed = any(mixes(net.train(training), shape) for training in modes)
