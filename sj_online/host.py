@@ -14,9 +14,14 @@ from spikingjelly.activation_based import base, functional, layer, neuron
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.modules.batchnorm import _NormBase
 
+# The identity of a tensor's memory.
+Storage = StorageWeakRef
 # What the host's memopt wraps modules in; it has no public name.
 CHECKPOINTED = (CheckpointWrapper,)
+# Every batch norm, whatever the shape of what it takes.
+BATCH_NORMS = (_NormBase,)
 # Calls inside it are not seen by function modes.
 without_modes = torch._C.DisableTorchFunction
 
@@ -46,6 +51,9 @@ MIXES_TIME = (
     neuron.PSN,
     neuron.MaskedPSN,
     neuron.SlidingPSN,
+    neuron.DSRIFNode,
+    neuron.DSRLIFNode,
+    neuron.GatedLIFNode,  # its parameters belong to the steps of one call
     neuron.NonSpikingBaseNode,
     neuron.ILCBaseNode,
     neuron.NoisyBaseNode,
@@ -95,6 +103,16 @@ def storage(tensor: Tensor) -> StorageWeakRef | None:
         return StorageWeakRef(tensor.untyped_storage())
     except (NotImplementedError, RuntimeError):  # sparse, meta or wrapped tensors
         return None
+
+
+def saving_hooks() -> tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]] | None:
+    """The hooks that are active for what autograd saves: torch applies the innermost alone, and does not tell."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False)
+
+
+def transformed() -> bool:
+    """Whether a transform of ``torch.func`` runs (vmap, grad), which wraps what is computed."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 @cache

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from sj_online import host
 
 # What hands a tensor's values to Python or NumPy and is no operator.
 _READS = {"tolist", "numpy", "__array__", "__dlpack__"}
@@ -90,11 +91,11 @@ class Recorder(TorchDispatchMode):
         self.reads_values = False
         self._running: nn.Module | None = None
         self._calls: Counter[nn.Module] = Counter()
-        self._outputs: dict[StorageWeakRef | None, _Output] = {}
-        self._returned: list[tuple[nn.Module, StorageWeakRef | None]] = []
-        self._held: set[StorageWeakRef | None] = set()
+        self._outputs: dict[host.Storage | None, _Output] = {}
+        self._returned: list[tuple[nn.Module, host.Storage | None]] = []
+        self._held: set[host.Storage | None] = set()
         self._misused: set[nn.Module] = set()
-        self._owners = {_storage(t): module for module in self.sources | self.sinks for t in _parameters(module)}
+        self._owners = {host.storage(t): module for module in self.sources | self.sinks for t in _parameters(module)}
 
     def run(self, net: Callable[..., Any], *args: Any) -> Any:
         """The result of ``net(*args)``, watched."""
@@ -125,7 +126,7 @@ class Recorder(TorchDispatchMode):
                 found.append((source, sink))
         return found
 
-    def _taker(self, ref: StorageWeakRef) -> nn.Module | None:
+    def _taker(self, ref: host.Storage) -> nn.Module | None:
         output = self._outputs.get(ref)
         if output is None or ref in self._held or len(output.uses) != 1:
             return None
@@ -139,12 +140,12 @@ class Recorder(TorchDispatchMode):
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         self._running = None
         if module in self.sources:
-            self._returned.append((module, _storage(output) if isinstance(output, Tensor) else None))
+            self._returned.append((module, host.storage(output) if isinstance(output, Tensor) else None))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = [(t, _storage(t)) for t in tensors((args, kwargs or {}))]
+        given = [(t, host.storage(t)) for t in tensors((args, kwargs or {}))]
         result = func(*args, **(kwargs or {}))
-        made = [(t, _storage(t)) for t in tensors(result)]
+        made = [(t, host.storage(t)) for t in tensors(result)]
         known = {ref for _, ref in given}
         self.reads_values |= _reads_values(func, given, result)
         is_view = bool(made) and not func._schema.is_mutable and known.issuperset(ref for _, ref in made)
@@ -182,11 +183,6 @@ def _reads_values(func: Any, given: list[Any], result: Any) -> bool:
 
 def _parameters(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
-
-
-def _storage(tensor: Tensor) -> StorageWeakRef | None:
-    """Equal for tensors that share memory; while it lives, no other storage takes its place."""
-    return StorageWeakRef(tensor.untyped_storage()) if tensor.layout is torch.strided else None
 
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:

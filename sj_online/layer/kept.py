@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from sj_online import host
+
 _last_update = object()
 
 
@@ -61,7 +63,7 @@ def can_keep(weight: Tensor) -> TypeGuard[nn.Parameter]:
         or torch.jit.is_tracing()
         or type(weight) is not nn.Parameter  # a parametrisation's, torch.func's, ...
         or weight.is_inference()  # counts no versions
-        or torch._C._functorch.peek_interpreter_stack() is not None  # vmap or grad would wrap it
+        or host.transformed()
         or (weight.is_cuda and torch.cuda.is_current_stream_capturing())
     )
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from sj_online import host
+
 Hooks = tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]
 
 # The integers of the same size: equal as those is equal bit for bit, -0.0 and 0.0 are not.
@@ -43,8 +45,7 @@ def compressed(exclude: Iterable[Tensor] = ()) -> Iterator[None]:
         >>> saved.peak
         1024
     """
-    # The only touch of a private part: torch applies the innermost hooks alone, and does not tell them of the others.
-    outer = torch._C._autograd._top_saved_tensors_default_hooks(False) or (_hold, _held)
+    outer = host.saving_hooks() or (_hold, _held)
     packer = _Packer(outer, exclude)
     with saved_tensors_hooks(packer.pack, packer.unpack):
         yield

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from sj_online import host
 from sj_online.frames import Frames
@@ -123,7 +122,7 @@ class History:
 
 def _statistics(net: nn.Module) -> dict[tuple[nn.Module, str], Tensor]:
     """The running statistics of norms."""
-    norms = [module for module in net.modules() if isinstance(module, _NormBase) and module.training]
+    norms = [module for module in net.modules() if isinstance(module, host.BATCH_NORMS) and module.training]
     return {(norm, name): value for norm in norms for name, value in norm._buffers.items() if value is not None}
 
 
