@@ -77,7 +77,8 @@ class Trace(TorchFunctionMode):
             if a is not None and kept is not None and a.shape == kept.shape:
                 for tensor in {id(t): t for t in (kept, self.saved[last])}.values():
                     tensor.data.add_(a)  # autograd has saved it and would see a change of its own
-            self.uses[last] = kept, kept_b if a_b is None or kept_b is None else kept_b.add_(a_b)
+            if a_b is not None and kept_b is not None:
+                kept_b.data.add_(a_b)
         if self.use:
             del self.uses[self.use :]
 

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+import torch.nn.functional as F
 from spikingjelly.activation_based import layer
 from torch import Tensor, nn
 
@@ -103,6 +104,27 @@ def test_a_use_that_is_left_out_lets_the_trace_leak():
             if used:
                 fc(torch.tensor([[4.0]])).backward()
     assert fc.weight.grad.item() == 4 + 5
+
+
+def test_what_is_left_of_a_call_joins_the_last_one_bias_and_all():
+    fc, trace = nn.Linear(1, 1), Trace(bias=True)
+    with replaced_forwards({fc: trace.around(fc)}):
+        for calls in (2, 1):
+            fc.zero_grad()
+            trace.begin(0.5)
+            output = sum(fc(torch.tensor([[4.0]])) for _ in range(calls))
+            trace.end()
+            output.backward()
+    assert (fc.weight.grad.item(), fc.bias.grad.item()) == (4 + 2 * 2, 1 + 2 * 0.5)
+
+
+@pytest.mark.parametrize(("fn", "shape"), [(F.conv1d, (3, 2, 2)), (F.conv_transpose1d, (2, 3, 2))])
+def test_what_a_convolution_is_not_given_is_as_in_torch(fn, shape):
+    s, W, trace = torch.rand(4, 2, 6), torch.rand(shape), Trace()
+    trace.begin(0.5)
+    with trace:
+        traced = fn(s, W)
+    torch.testing.assert_close(traced, fn(s, W))
 
 
 def test_a_bias_alone_can_be_traced():

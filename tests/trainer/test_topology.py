@@ -128,6 +128,7 @@ def test_looking_leaves_no_trace():
     assert all(seen) and not spikes.records and net.training
     assert len(net[2]._forward_hooks) == 2
     assert list(net[2].memories()) == [0.0, 0]
+    assert not any("reset" in vars(module) for module in net.modules())
 
 
 def network(*nodes: nn.Module) -> nn.Sequential:
