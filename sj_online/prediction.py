@@ -54,7 +54,7 @@ def predict(net: nn.Module, x: Tensor, num_steps: int | None = None, reduce: str
         torch.Size([6, 2, 3])
     """
     check.one_of("reduce", reduce, ("mean", "none", "running"))
-    if not _in_sequence.isdisjoint(net.modules()):
+    if not _in_sequence.isdisjoint(_reset_with(net)):
         raise RuntimeError("predict() would reset the network in the middle of a sequence: finish or close that first")
     frames = Frames(x, num_steps=num_steps)
     with evaluating(net):
@@ -79,6 +79,11 @@ def _reduced(outputs: Iterator[Any], reduce: str, T: int) -> Any:
     )
 
 
+def _reset_with(net: nn.Module) -> Iterator[nn.Module]:
+    """What a reset of a network touches; a module without state, a surrogate say, may be part of several networks."""
+    return (module for module in net.modules() if module is net or hasattr(module, "reset"))
+
+
 def check_free(net: nn.Module) -> None:
     """Raise where a sequence of a network is in progress."""
     if not _in_sequence.isdisjoint(net.modules()):
@@ -96,7 +101,7 @@ def in_sequence(net: nn.Module) -> Iterator[None]:
         RuntimeError: another sequence of this network is in progress.
     """
     check_free(net)
-    modules = WeakSet(net.modules())  # part of another network, or around it, too
+    modules = WeakSet(_reset_with(net))  # part of another network, or around it, too
     try:
         _in_sequence.update(modules)
         yield

@@ -28,7 +28,10 @@ class Stranger(metadata.Distribution):
 @pytest.fixture
 def stranger(monkeypatch):
     installed = list(metadata.distributions())
+    registry._installed.cache_clear()
     monkeypatch.setattr(metadata, "distributions", lambda **kwargs: [Stranger(), *installed])
+    yield
+    registry._installed.cache_clear()
 
 
 @pytest.mark.parametrize("group", registry.GROUPS)

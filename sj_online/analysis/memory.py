@@ -13,10 +13,11 @@ class _Saved:
     def __init__(self, counter: "SavedBytes", tensor: Tensor) -> None:
         self.counter = counter
         self.tensor = tensor.detach()  # a saved output would hold its own graph
-        self.storage = tensor.untyped_storage().data_ptr()
+        held = not tensor._is_zerotensor()  # the tangent of a constant holds no memory
+        self.storage = tensor.untyped_storage().data_ptr() if held else 0
         span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
         start = tensor.storage_offset() * tensor.element_size()
-        self.region = (start, start + (span if tensor.numel() else 0) * tensor.element_size())
+        self.region = (start, start + (span if held and tensor.numel() else 0) * tensor.element_size())
 
     def __del__(self) -> None:
         self.counter._released(self)

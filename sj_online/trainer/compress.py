@@ -120,7 +120,9 @@ class _Packer:
 def _may_be_spikes(tensor: Tensor) -> bool:
     """Whether a tensor is of a kind that is looked into: the whole of its storage, and no parameter."""
     plain = type(tensor) is Tensor and tensor.layout == torch.strided and tensor.device.type != "meta"
-    if not plain or tensor.dtype not in BITS or tensor.numel() < MIN_ELEMENTS or tensor.is_neg():
+    if not plain or tensor.dtype not in BITS or tensor.numel() < MIN_ELEMENTS:
+        return False
+    if tensor.is_neg() or tensor._is_zerotensor():
         return False
     base = tensor._base if tensor._base is not None else tensor
     learns = isinstance(base, nn.Parameter) or (base.is_leaf and base.requires_grad)

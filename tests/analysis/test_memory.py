@@ -35,3 +35,11 @@ def test_excluded_storages_do_not_count():
     with SavedBytes(exclude=[x, w]) as saved:
         held = w * x[2:4].sum() + (w * x).sum()
     assert held.requires_grad and saved.peak == 4
+
+
+def test_the_tangent_of_a_constant_holds_no_memory():
+    """Forward-mode differentiation saves such tensors; they have no storage to look at."""
+    saved = SavedBytes()
+    kept = saved._pack(torch._efficientzerotensor((4,)))
+    assert saved.peak == 0 and not kept.tensor.any()
+    assert saved._pack(torch.zeros(4)).tensor.shape == (4,) and saved.peak == 16

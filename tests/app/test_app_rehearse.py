@@ -87,10 +87,9 @@ def test_a_rehearsal_is_at_the_batch_size_of_the_recipe_unless_told():
     assert whole.parameters == 1714 and whole.seconds > 0 and whole.peak_memory_bytes > whole.saved_bytes
 
 
-def test_default_recipes_rehearse_in_every_part():
-    for name in reader.names():
-        made = build(reader.build(reader.source(name)), rehearsal=True)
-        assert rehearse(made, 2).parameters > 0
+def test_the_default_recipe_rehearses():
+    made = build(reader.build(reader.source("digits")), rehearsal=True)
+    assert rehearse(made, 2).parameters > 0
 
 
 def test_recipes_default_is_complete():

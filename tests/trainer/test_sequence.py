@@ -249,3 +249,15 @@ def test_the_third_batch_makes_no_call_more_than_its_own(net, make):
     calls.clear()
     rule.predict(X)
     assert len(calls) == T
+
+
+def test_networks_that_share_a_module_without_state_train_beside_each_other():
+    """The host's neurons share the surrogate that is the default of their constructor."""
+    nets = [nn.Sequential(nn.Linear(3, 2), neuron.LIFNode()) for _ in range(2)]
+    assert nets[0][1].surrogate_function is nets[1][1].surrogate_function
+    first = SLTT(nets[0], sgd(nets[0])).gradients(torch.rand(3, 2, 3), torch.tensor([0, 1]))
+    next(first)
+    SLTT(nets[1], sgd(nets[1])).train_step(torch.rand(3, 2, 3), torch.tensor([0, 1]))
+    with pytest.raises(RuntimeError, match="in progress"):
+        SLTT(nets[0], sgd(nets[0])).train_step(torch.rand(3, 2, 3), torch.tensor([0, 1]))
+    first.close()
