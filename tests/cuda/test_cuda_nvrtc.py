@@ -20,10 +20,10 @@ def compile_kernels(source: str, names: list[str], options: tuple[str, ...]) -> 
     flags = [option.encode() for option in (*options, "-arch=sm_80")]
     (result,) = nvrtc.nvrtcCompileProgram(program, len(flags), flags)
     _, size = nvrtc.nvrtcGetProgramLogSize(program)
-    log = b" " * size
+    log = b" " * (size + 1)  # it is written to: a single byte would be the one that all of Python shares
     nvrtc.nvrtcGetProgramLog(program, log)
     if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        return log.decode()
+        return log[:size].decode()
     for name in names:
         _, lowered = nvrtc.nvrtcGetLoweredName(program, name.encode())
         assert lowered, name
