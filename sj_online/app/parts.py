@@ -26,7 +26,7 @@ class Parts:
         optimizer: of its parameters, set up by ``fabric``.
         schedule: of the learning rate, stepped after each epoch; None keeps it.
         rule: trains ``net`` by ``optimizer``.
-        loss: ``loss(output [N, classes], y)``, or one marked by :func:`sj_online.loss.over_window`.
+        loss: ``loss(output [N, classes], y)``, or one made by :func:`sj_online.loss.over_window`.
         batch: transforms of a training batch (x, y), such as mixup.
     """
 
