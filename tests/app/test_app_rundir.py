@@ -21,9 +21,8 @@ HOLD = """
 import os, sys, time
 from sj_online.app.rundir import RunDirectory
 with RunDirectory(sys.argv[1]).claim("", True):
-    worker = os.fork()
-    if worker:
-        print(worker, flush=True)
+    if os.fork() == 0:
+        print(os.getpid(), flush=True)  # the worker says that it runs: only then has it let go of the lock
     time.sleep(60)
 """
 
