@@ -49,7 +49,7 @@ MEMORY: dict[str, tuple[type[Rule], dict[bool, float]]] = {
     "SLTT, memopt": (SLTT, {True: 33.8, False: 30.6}),
     "SLTT, memopt, compressed": (SLTT, {True: 22.0, False: 17.2}),
     "OTTT": (OTTT, {True: 55.8, False: 38.2}),
-    "OTTT, compressed": (OTTT, {True: 43.4, False: 26.2}),
+    "OTTT, compressed": (OTTT, {True: 43.4, False: 23.0}),
     "RandomBP": (RandomBP, {True: 55.8, False: 38.2}),
     "STOL": (STOL, {True: 111.6, False: 76.4}),
     "BPTT": (BPTT, {True: float("inf"), False: float("inf")}),
