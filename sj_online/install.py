@@ -69,6 +69,7 @@ def _specialised(module: nn.Module) -> type:
             rest[0] = {name: value for name, value in rest[0].items() if name != "forward"} | own
         args = tuple(cls if arg is special else arg for arg in args)
         # pickle insists that __newobj__ makes the very class of what it is given.
+        # The type stubs leave out what copyreg gives to pickle.
         if make is copyreg.__newobj__ and args == (cls,):  # type: ignore[attr-defined]
             make, args = copyreg._reconstructor, (cls, object, None)  # type: ignore[attr-defined]
         return (make, args, *rest)

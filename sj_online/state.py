@@ -240,4 +240,5 @@ class Structure:
             )
         )
 
+    # What it is made of may be replaced: no key of a dict.
     __hash__ = None  # type: ignore[assignment]

@@ -121,6 +121,7 @@ def prepared(recipe: Recipe, fabric: Fabric, net: nn.Module) -> nn.Module:
     if recipe.fabric.precision == "64-true":
         net.double()
     if recipe.fabric.channels_last:
+        # torch types no module.to with a memory format alone, though it takes one.
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if recipe.fabric.compile:
         net.compile()
