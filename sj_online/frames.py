@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sj_online.loss import Targets
-from sj_online.tree import tensors, tree_map
+from sj_online.tree import at, tensors
 
 
 class Frames:
@@ -108,7 +108,7 @@ class Frames:
         return Targets([self._target(first + i) for i in range(len(steps))], mask, per_step=True)
 
     def _target(self, i: int) -> Any:
-        return self.y[i] if isinstance(self.y, list) else tree_map(lambda each: each[i], self.y)
+        return self.y[i] if isinstance(self.y, list) else at(self.y, i)
 
     def counts(self) -> list[bool]:
         """Whether each step has a target that counts."""

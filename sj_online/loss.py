@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sj_online.tree import tensors, tree_map
+from sj_online.tree import at, tensors, tree_map
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -98,13 +98,13 @@ def window_loss(fn: Loss, outputs: Any, targets: Any) -> Tensor:
 
 
 def _step_loss(fn: Loss, outputs: Any, targets: Targets, t: int) -> Tensor:
-    output, y = tree_map(lambda o: o[t], outputs), targets.each[t]
+    output, y = at(outputs, t), targets.each[t]
     if targets.mask is None or bool(targets.mask[t].all()):
         return _scalar(fn, fn(output, y))
     rows = targets.mask[t].nonzero()[:, 0].to(next(tensors(output)).device)
     if not len(rows):
         return next(tensors(output)).sum() * 0
-    part = _scalar(fn, fn(tree_map(lambda o: o[rows], output), tree_map(lambda each: each[rows], y)))
+    part = _scalar(fn, fn(at(output, rows), at(y, rows)))
     return part * (len(rows) / targets.mask.shape[1])
 
 

@@ -45,6 +45,17 @@ def tree_map(fn: Callable[..., Any], value: Any, *others: Any, of: type | tuple[
     return value
 
 
+def at(value: Any, index: Any) -> Any:
+    """``[index]`` of every tensor: a step of a window, or rows of a batch.
+
+    Example:
+        >>> import torch
+        >>> at({"a": torch.arange(3)}, 2)
+        {'a': tensor(2)}
+    """
+    return tree_map(lambda tensor: tensor[index], value)
+
+
 def tensors(value: Any) -> Iterator[Tensor]:
     """Every tensor in a nested container, in order.
 

@@ -92,11 +92,6 @@ def stacked(outputs: list[Any]) -> Any:
     return tree_map(lambda *each: torch.stack(each), outputs[0], *outputs[1:])
 
 
-def at_step(outputs: Any, t: int) -> Any:
-    """What :func:`stacked` was given for step t."""
-    return tree_map(lambda output: output[t], outputs)
-
-
 def _outer_step_modules(module: nn.Module, name: str = "") -> Iterator[tuple[str, base.StepModule]]:
     if isinstance(module, base.StepModule):
         yield name, module

@@ -11,7 +11,8 @@ from torch import nn
 from sj_online import predict
 from sj_online.frames import Frames
 from sj_online.trainer import BPTT, OTTT, SLTT, TimeSlicing
-from sj_online.unroll import Unroll, at_step, evaluating, stacked, step_mode
+from sj_online.tree import at
+from sj_online.unroll import Unroll, evaluating, stacked, step_mode
 
 EXACT = {"rtol": 0, "atol": 1e-12}
 Pair = namedtuple("Pair", "logits image")
@@ -181,11 +182,11 @@ def test_what_is_found_out_of_a_network_follows_its_changes_and_leaves_it_alone(
     assert len(calls) == 5, "and again when it is another"
 
 
-def test_stacked_and_at_step_are_inverse():
+def test_stacked_and_at_are_inverse():
     outputs = [Pair(torch.full((2,), t), [torch.full((3,), -t)]) for t in range(3)]
     together = stacked(outputs)
     assert together.logits.shape == (3, 2)
-    assert torch.equal(at_step(together, 2).image[0], outputs[2].image[0])
+    assert torch.equal(at(together, 2).image[0], outputs[2].image[0])
 
 
 def test_modes_are_put_back_even_by_an_error():

@@ -265,3 +265,34 @@ def test_statistics_of_the_past_are_those_of_norms_that_train_only():
     x, y = data()
     STOL(net, sgd(net), history_statistics=True).train_step(x, y)
     assert net[1].t == T and net[2].num_batches_tracked == 2 * T - 1 and net[3].num_batches_tracked == 0
+
+
+class Boxed(nn.Module):
+    """Counts in an object of its own kind, which a reset empties: twice the same without a replay."""
+
+    def __init__(self):
+        super().__init__()
+        self.box = type("Box", (), {"count": 0})()
+
+    def reset(self):
+        self.box.count = 0
+
+    def forward(self, x):
+        self.box.count += 1
+        return x * (1 + 0.5 * self.box.count)
+
+
+def test_it_is_the_replay_that_is_tried():
+    net = nn.Sequential(Boxed(), nn.Linear(3, 4), neuron.LIFNode(v_threshold=0.2), nn.Linear(4, 3)).double()
+    x, y = torch.rand(T, N, 3, dtype=torch.float64) * 2, torch.zeros(N, dtype=torch.long)
+    SLTT(net, sgd(net)).train_step(x, y)
+    with pytest.raises(ValueError, match="running a past step again changes the network's output"):
+        STOL(net, sgd(net)).train_step(x, y)
+
+
+def test_an_output_that_is_nan_is_no_other_output():
+    net = nn.Sequential(nn.Linear(3, 4), neuron.LIFNode(), nn.Linear(4, 3)).double()
+    x, y = torch.rand(T, N, 3, dtype=torch.float64), torch.zeros(N, dtype=torch.long)
+    with torch.no_grad():
+        net[2].bias[0] = float("nan")
+    assert STOL(net, sgd(net, 0.0)).train_step(x, y).loss.isnan()
