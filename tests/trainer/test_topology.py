@@ -217,3 +217,12 @@ def test_the_table():
         "  2  Linear  hidden   traced, leak 0.25 given",
         "  4  Linear  readout  traced, leak 0.5 of 3.a and 1 more",
     ]
+
+
+def test_an_ambiguous_output_is_looked_up_before_anything_is_noted():
+    """One sample, one step at a time: whether [1, ...] is a mean takes a call, which is none of the network's own."""
+    net = nn.Sequential(layer.Linear(4, 5), lif(), layer.Linear(5, 3))
+    functional.set_step_mode(net, "m")
+    for N in (1, 2):
+        found = topology.find(net, Frames(torch.rand(3, N, 4)))
+        assert found.called == {"0": 1, "1": 1, "2": 1} and not found.reset
