@@ -36,7 +36,7 @@ class Rule:
     Args:
         net: a SpikingJelly network in step mode 's' or 'm'.
         optimizer: an optimizer over its parameters.
-        loss_fn: ``loss_fn(output [N, classes], y)`` of one step, or a loss marked by
+        loss_fn: ``loss_fn(output [N, classes], y)`` of one step, or a loss made by
             :func:`sj_online.loss.over_window`.
         num_steps: T. With it ``x`` is one static input ``[N, ...]``, fed T times; without it ``x`` is
             ``[T, N, ...]``.
