@@ -23,7 +23,7 @@ PAGES = {
 
 def said(entry):
     """The first sentence of a docstring, in Markdown."""
-    first = re.split(r"(?<!al\.)(?<!Eq\.)(?<!Alg\.)(?<=\.) |\n\n", inspect.getdoc(entry), maxsplit=1)[0]
+    first = re.split(r"(?<!al\.)(?<!Eq\.)(?<!Sec\.)(?<!Alg\.)(?<=\.) |\n\n", inspect.getdoc(entry), maxsplit=1)[0]
     return re.sub(r":\w+:`[~.\w]*?(\w+)`", r"`\1`", " ".join(first.split())).replace("``", "`").rstrip(".")
 
 
