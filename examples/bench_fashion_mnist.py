@@ -2,9 +2,9 @@
 
 python examples/bench_fashion_mnist.py --data DIR --out runs/fashion_mnist [--download]
 
-BPTT, SLTT and OTTT train one float network of LIF neurons for two epochs (recipe fashion_mnist_rules), and EM-PF a
-wider one with binary weights online for eight (recipe fashion_mnist). Each run is a directory in --out; runs that are
-there already are resumed or read. Three and a half hours on one core. It exits with 1 if the binary network stays below
+BPTT, SLTT and OTTT train one float network of LIF neurons for one epoch (recipe fashion_mnist_rules), and EM-PF a
+wider one with binary weights online for twelve (recipe fashion_mnist). Each run is a directory in --out; runs that are
+there already are resumed or read. Two hours on one core. It exits with 1 if the binary network stays below
 90.5 % on average, or if loading is less than three times as fast as training.
 """
 
