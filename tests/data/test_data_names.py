@@ -42,6 +42,14 @@ def test_every_data_set_describes_itself_without_files(name):
     assert parameters["root"].default is None and parameters["download"].default is False
 
 
+@pytest.mark.parametrize(
+    "name", ["dvs_gesture", "event_folder", "image_folder", "imagenet", "n_mnist", "shd", "tiny_imagenet"]
+)
+def test_what_cannot_be_downloaded_says_so(name, tmp_path):
+    with pytest.raises(ValueError, match=f"{name} cannot be downloaded by this program: put "):
+        registry.get("data", name)(str(tmp_path), download=True, **NEEDED.get(name, {}))
+
+
 @pytest.mark.parametrize("name", own("augmentations"))
 def test_every_augmentation_is_made_by_its_defaults(name):
     make = registry.get("augmentations", name)
