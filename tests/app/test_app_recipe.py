@@ -131,6 +131,20 @@ def test_a_name_stands_for_itself_without_options():
     assert reader.build({"start": {"run": "r", "convert": "q"}}).start == Start("r", "last", Named("q"))
 
 
+def test_what_a_recipe_leaves_out_means_the_same_in_every_version():
+    written = """
+        num_steps: null
+        seed: 0
+        model: small_vgg
+        dataset: {name: digits, root: null, augment: [], batch: []}
+        train: {rule: sltt, loss: cross_entropy, optimizer: sgd, schedule: cosine, callbacks: [], epochs: 10,
+                batch_size: 64, workers: 0, clip: null, checkpoint_minutes: 10}
+        fabric: {accelerator: auto, devices: null, nodes: 1, precision: 32-true, threads: null, compile: false,
+                 channels_last: false}
+    """
+    assert reader.build(yamltext.parse(written)) == Recipe()
+
+
 def test_a_recipe_without_base_inherits_no_options():
     assert reader.build({"train": {"optimizer": "sgd"}}).train.optimizer.options == {}
 
