@@ -66,10 +66,14 @@ def test_the_cosine_spans_the_epochs():
     assert rates(made, 4) == pytest.approx([0.1 * (1 + math.cos(math.pi * e / 4)) for e in range(4)])
 
 
-def test_warm_up_and_a_final_part():
-    schedule = {"name": "cosine", "options": {"warmup": 2, "final": 0.5}}
+@pytest.mark.parametrize(
+    ("warmup", "final", "expected"),
+    [(2, 0.5, [0.5, 1.0, 1.0, 0.75, 0.5]), (1, 0.0, [1.0, 1.0, 0.75, 0.25, 0.0]), (3, 1.0, [1 / 3, 2 / 3, 1, 1, 1])],
+)
+def test_warm_up_and_a_final_part(warmup, final, expected):
+    schedule = {"name": "cosine", "options": {"warmup": warmup, "final": final}}
     made = parts(train={"epochs": 4, "schedule": schedule, "optimizer": {"options": {"lr": 1.0}}})
-    assert rates(made, 5) == pytest.approx([0.5, 1.0, 1.0, 0.75, 0.5])
+    assert rates(made, 5) == pytest.approx(expected)
 
 
 def test_schedules_of_torch_and_none():
