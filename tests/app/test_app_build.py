@@ -181,6 +181,17 @@ def test_devices_are_torchruns_unless_the_recipe_says(monkeypatch, given, device
     assert asked == [expected]
 
 
+def test_threads_are_those_of_the_recipe():
+    before = torch.get_num_threads()
+    try:
+        parts(fabric={"threads": before + 2})
+        assert torch.get_num_threads() == before + 2
+        parts(fabric={"threads": None})
+        assert torch.get_num_threads() == before + 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_more_devices_than_there_are(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     monkeypatch.setattr(building.os, "cpu_count", lambda: 2)
