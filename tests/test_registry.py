@@ -60,6 +60,7 @@ def test_the_host_is_in_by_its_own_names(group, name, expected):
         ("losses", "TripletMarginLoss"),  # no loss of outputs and targets
         ("losses", "handle_torch_function"),
         ("losses", "gaussian_nll_loss"),
+        ("losses", "embedding"),  # two arguments, but others
         ("losses", "Module"),
         ("augmentations", "Lambda"),
         ("augmentations", "Transform"),

@@ -162,8 +162,6 @@ def _may_be(value: Any, annotation: Any) -> bool:
     if origin is typing.Annotated:
         return _may_be(value, arguments[0])
     kind = origin or annotation
-    if kind is None or kind is type(None):
-        return value is None
     if not isinstance(kind, type) or kind in (inspect.Parameter.empty, object):
         return True
     if issubclass(kind, Enum):

@@ -87,7 +87,6 @@ def build(values: dict[str, Any], changes: Sequence[dict[str, Any]] = (), origin
         layers = [asdict(Recipe()), *below, {key: each for key, each in values.items() if key != "base"}]
         merged: Any = {}
         for layer in layers:
-            plain.check(layer, "it")
             merged = plain.merged(Recipe, merged, layer)
         recipe = plain.typed(Recipe, merged) if not changes else None
     except (ValueError, RecursionError) as error:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 
-def data_folder(name: str, root: str | None, expected: str, download: bool = False, *, can: bool = True) -> Path:
+def data_folder(name: str, root: str | None, expected: str, download: bool, *, can: bool = True) -> Path:
     """The folder of a data set.
 
     Args:

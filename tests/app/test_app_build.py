@@ -66,10 +66,14 @@ def test_the_cosine_spans_the_epochs():
     assert rates(made, 4) == pytest.approx([0.1 * (1 + math.cos(math.pi * e / 4)) for e in range(4)])
 
 
-def test_warm_up_and_a_final_part():
-    schedule = {"name": "cosine", "options": {"warmup": 2, "final": 0.5}}
+@pytest.mark.parametrize(
+    ("warmup", "final", "expected"),
+    [(2, 0.5, [0.5, 1.0, 1.0, 0.75, 0.5]), (1, 0.0, [1.0, 1.0, 0.75, 0.25, 0.0]), (3, 1.0, [1 / 3, 2 / 3, 1, 1, 1])],
+)
+def test_warm_up_and_a_final_part(warmup, final, expected):
+    schedule = {"name": "cosine", "options": {"warmup": warmup, "final": final}}
     made = parts(train={"epochs": 4, "schedule": schedule, "optimizer": {"options": {"lr": 1.0}}})
-    assert rates(made, 5) == pytest.approx([0.5, 1.0, 1.0, 0.75, 0.5])
+    assert rates(made, 5) == pytest.approx(expected)
 
 
 def test_schedules_of_torch_and_none():
@@ -175,6 +179,17 @@ def test_devices_are_torchruns_unless_the_recipe_says(monkeypatch, given, device
         monkeypatch.setenv(name, value) if given else monkeypatch.delenv(name, raising=False)
     building.make_fabric(recipe(fabric={"devices": devices}))
     assert asked == [expected]
+
+
+def test_threads_are_those_of_the_recipe():
+    before = torch.get_num_threads()
+    try:
+        parts(fabric={"threads": before + 2})
+        assert torch.get_num_threads() == before + 2
+        parts(fabric={"threads": None})
+        assert torch.get_num_threads() == before + 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_more_devices_than_there_are(monkeypatch):

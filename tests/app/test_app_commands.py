@@ -1,17 +1,19 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 from package_names import own
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sj_online import prediction, registry
-from sj_online.app import batches, cli, outcome, reader
+from sj_online.app import batches, cli, outcome, reader, state
 from sj_online.app.cli import main
 
 
@@ -70,12 +72,51 @@ def test_checkpoints_differ(run_dir):
     assert counts == [2 * 2 * (1077 // 64), epoch * 2 * (1077 // 64)]
 
 
-def test_eval_takes_the_folder_of_the_data(run_dir, monkeypatch):
-    seen = []
-    monkeypatch.setattr(outcome, "for_evaluation", lambda recipe, net: seen.append(recipe))
-    outcome.open_for_evaluation(run_dir)
-    outcome.open_for_evaluation(run_dir, root="elsewhere")
-    assert [recipe.dataset.root for recipe in seen] == [None, "elsewhere"]
+def always(run, which, label):
+    """Let a checkpoint of a run say one label whatever it sees."""
+    path = run / f"{which}.ckpt"
+    kept = state.read(path)
+    name = [name for name in kept["net"] if name.endswith("bias")][-1]
+    kept["net"][name] = 1000.0 * torch.eye(10)[label]
+    state.write(path, kept)
+
+
+@pytest.mark.parametrize("label", [3, 8])
+def test_the_checkpoint_asked_for_is_evaluated_and_exported(tmp_path, run_dir, capsys, label):
+    run, file = shutil.copytree(run_dir, tmp_path / "run"), str(tmp_path / "net.safetensors")
+    always(run, "best", label)
+    share = registry.get("data", "digits")().test.labels.count(label) / 450
+    assert main(["eval", str(run), "--checkpoint=best"]) == 0
+    assert main(["export", str(run), "--to", file, "--checkpoint=best"]) == main(["eval", file]) == 0
+    best, _, packed = capsys.readouterr().out.splitlines()
+    assert accuracy(best) == accuracy(packed) == pytest.approx(share, abs=5e-5)
+    assert main(["export", str(run), "--to", file]) == main(["eval", file]) == main(["eval", str(run)]) == 0
+    assert [accuracy(line) > 0.3 for line in capsys.readouterr().out.splitlines()[1:]] == [True, True]
+
+
+def write_images(root, tested):
+    """Two classes, black and red; so many of each to test."""
+    for part in ("train", "test"):
+        for label in range(2):
+            folder = root / part / str(label)
+            folder.mkdir(parents=True)
+            for index in range(4 if part == "train" else tested):
+                Image.new("RGB", (8, 8), (255 * label, 0, 0)).save(folder / f"{index}.png")
+
+
+def test_eval_takes_the_folder_of_the_data(tmp_path, capsys):
+    """Those of the run, unless it is told of another folder."""
+    write_images(tmp_path / "ours", 2), write_images(tmp_path / "theirs", 3)
+    out, file = str(tmp_path / "run"), str(tmp_path / "net.safetensors")
+    options = ["--dataset=image_folder", "--dataset.options={classes: 2, size: 8, validation: 0}", "--num_steps=1"]
+    options += ["--dataset.augment=[]", "--model.options.width=4", "--train.epochs=1", "--train.batch_size=8"]
+    assert main(["train", "--out", out, "--data", str(tmp_path / "ours"), *options]) == 0
+    assert main(["export", out, "--to", file]) == 0
+    capsys.readouterr()
+    theirs = ["--data", str(tmp_path / "theirs")]
+    assert main(["eval", out]) == main(["eval", out, *theirs]) == main(["eval", file, *theirs]) == 0
+    counts = [line.split("(")[1] for line in capsys.readouterr().out.splitlines()]
+    assert counts == [f"{count} test images of image_folder)" for count in (4, 6, 6)]
 
 
 def test_exported_file_holds_bits_and_no_path(tmp_path, run_dir):

@@ -1,13 +1,14 @@
 """Plain values to recipes: types, ranges, names of keys; base, merging and sources."""
 
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import EntryPoint
 
 import pytest
 
 from sj_online import recipes, registry
 from sj_online.app import plain, reader, yamltext
-from sj_online.app.recipe import Named, Paper, Recipe, Start
+from sj_online.app.recipe import Dataset, Device, Named, Paper, Recipe, Start, Train
 
 LR = {"name": "sgd", "options": {"lr": 0.1, "momentum": 0.9}}
 
@@ -86,10 +87,40 @@ def test_tables_without_end_are_refused():
 
 
 @pytest.mark.parametrize(
-    "values", [{"num_steps": 1}, {"num_steps": 10_000}, {"train": {"workers": 256}}, {"fabric": {"devices": None}}]
+    ("key", "low", "high", "step"),
+    [
+        ("seed", 0, 2**63 - 1, 1),
+        ("num_steps", 1, 10_000, 1),
+        ("train.epochs", 1, 100_000, 1),
+        ("train.batch_size", 1, 1_000_000, 1),
+        ("train.workers", 0, 256, 1),
+        ("train.clip", 1e-9, 1e9, 1e-10),
+        ("train.checkpoint_minutes", 0.0, 10_000.0, 0.1),
+        ("fabric.devices", 1, 1024, 1),
+        ("fabric.nodes", 1, 10_000, 1),
+        ("fabric.threads", 1, 1024, 1),
+        ("paper.accuracy", 0.0, 100.0, 0.1),
+    ],
 )
-def test_the_ends_of_ranges_are_in(values):
-    reader.build(values)
+def test_the_ends_of_ranges_are_in_and_what_is_beyond_is_not(key, low, high, step):
+    *outer, name = key.split(".")
+    kinds = {"train": Train, "fabric": Device, "paper": partial(Paper, "table", "row")}
+    kind = kinds[outer[0]] if outer else Recipe
+    assert [getattr(kind(**{name: value}), name) for value in (low, high)] == [low, high]
+    for value in (low - step, high + max(step, 1e-6 * high) if isinstance(high, float) else high + step):
+        with pytest.raises(ValueError, match=f"{key}=.* must be from {low:g} to "):
+            kind(**{name: value})
+
+
+@pytest.mark.parametrize("kind", [Named, Dataset])
+def test_options_are_plain_values_in_a_recipe_made_by_hand_too(kind):
+    with pytest.raises(ValueError, match="options of x: a is a object: only numbers, strings, lists, tables"):
+        kind("x", options={"a": object()})
+
+
+def test_what_may_be_left_out_may_be_none():
+    recipe = reader.build({"fabric": {"devices": None, "threads": None}, "train": {"clip": None}, "num_steps": None})
+    assert (recipe.fabric.devices, recipe.fabric.threads, recipe.train.clip, recipe.num_steps) == (None,) * 4
 
 
 def test_a_name_stands_for_itself_without_options():
@@ -98,6 +129,20 @@ def test_a_name_stands_for_itself_without_options():
     assert (recipe.train.rule, recipe.train.callbacks, recipe.train.schedule) == (Named("b"), [Named("c")], None)
     assert reader.build({"dataset": "x"}).dataset.name == "x"
     assert reader.build({"start": {"run": "r", "convert": "q"}}).start == Start("r", "last", Named("q"))
+
+
+def test_what_a_recipe_leaves_out_means_the_same_in_every_version():
+    written = """
+        num_steps: null
+        seed: 0
+        model: small_vgg
+        dataset: {name: digits, root: null, augment: [], batch: []}
+        train: {rule: sltt, loss: cross_entropy, optimizer: sgd, schedule: cosine, callbacks: [], epochs: 10,
+                batch_size: 64, workers: 0, clip: null, checkpoint_minutes: 10}
+        fabric: {accelerator: auto, devices: null, nodes: 1, precision: 32-true, threads: null, compile: false,
+                 channels_last: false}
+    """
+    assert reader.build(yamltext.parse(written)) == Recipe()
 
 
 def test_a_recipe_without_base_inherits_no_options():

@@ -1,5 +1,6 @@
 """Rehearsals, and what a data set says without its files."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -84,7 +85,30 @@ def test_a_rehearsal_is_at_the_batch_size_of_the_recipe_unless_told():
     whole, few = rehearse(made), rehearse(made, 6)
     assert (whole.batch_size, few.batch_size) == (48, 6)
     assert whole.saved_bytes > 6 * few.saved_bytes
+    made.net.eval()  # in evaluation other things are saved
+    assert rehearse(made, 6).saved_bytes == few.saved_bytes
     assert whole.parameters == 1714 and whole.seconds > 0 and whole.peak_memory_bytes > whole.saved_bytes
+
+
+@pytest.mark.parametrize(("batch_size", "expected"), [(48, 12), (2, 1)])
+def test_a_batch_is_that_of_one_of_the_devices(monkeypatch, batch_size, expected):
+    made = parts(train={"batch_size": batch_size})
+    monkeypatch.setattr(type(made.fabric), "world_size", 4)
+    assert rehearse(made).batch_size == expected
+
+
+def test_the_second_of_two_batches_is_timed():
+    made = parts()
+    step, seen = made.rule.train_step, []
+
+    def slower_and_slower(x, y):
+        seen.append(len(x))
+        time.sleep(0.1 * (len(seen) - 1))
+        return step(x, y)
+
+    made.rule.train_step = slower_and_slower
+    assert rehearse(made, 3).seconds >= 0.1
+    assert seen == [3, 3]
 
 
 def test_the_default_recipe_rehearses():

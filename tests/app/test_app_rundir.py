@@ -201,11 +201,16 @@ def test_an_interrupted_save_leaves_the_old_file_and_nothing_else(tmp_path):
 
 
 def test_lines_are_on_disk_before_the_next_thing_happens(tmp_path, monkeypatch):
-    synced = []
+    synced, seen = [], []
     real = os.fsync
-    monkeypatch.setattr(
-        os, "fsync", lambda handle: (synced.append(os.readlink(f"/proc/self/fd/{handle}")), real(handle))
-    )
+
+    def fsync(handle):
+        synced.append(os.readlink(f"/proc/self/fd/{handle}"))
+        seen.append(whole_lines(tmp_path / "a"))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    handles = os.listdir("/proc/self/fd")
     append_line(tmp_path / "a", "one")
     assert synced == [str(tmp_path / "a"), str(tmp_path)]
     append_line(tmp_path / "a", "two")
@@ -214,3 +219,5 @@ def test_lines_are_on_disk_before_the_next_thing_happens(tmp_path, monkeypatch):
         temporary.write_text("")
     assert synced[3:] == [str(temporary), str(tmp_path)]
     assert whole_lines(tmp_path / "a") == ["one", "two"]
+    assert seen[0] == ["one"] and seen[2] == ["one", "two"]  # nothing is left in this process's buffer
+    assert os.listdir("/proc/self/fd") == handles

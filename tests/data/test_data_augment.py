@@ -1,3 +1,5 @@
+from dataclasses import FrozenInstanceError
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -44,6 +46,13 @@ def test_kind_and_shape_stay_and_the_data_are_left_alone(transform):
     seen = draws(transform, IMAGE, 30)
     assert {(x.dtype, x.shape) for x in seen} == {(torch.uint8, IMAGE.shape)} and IMAGE.equal(before)
     assert len({key(x) for x in seen}) > 1
+
+
+@pytest.mark.parametrize("transform", [*ITEM, mixup(3)], ids=lambda transform: type(transform).__name__)
+def test_a_transform_cannot_be_changed(transform):
+    for name in vars(transform):
+        with pytest.raises(FrozenInstanceError):
+            setattr(transform, name, 1)
 
 
 def test_pad_and_crop_is_every_shift_with_zeros():
@@ -119,6 +128,7 @@ def test_one_of_three_is_drawn():
         (lambda: Roll(-1), "pixels=-1 must be at least 0"),
         (lambda: Cutout(0), "length=0 must be a number of pixels or a part below 1"),
         (lambda: Cutout(2.5), "length=2.5 must be"),
+        (lambda: Cutout(1.5), "length=1.5 must be"),
         (lambda: Cutout(4, holes=0), "holes=0 must be at least 1"),
         (lambda: auto_augment("cifar"), "policy='cifar' is not one of imagenet, cifar10, svhn"),
         (lambda: mixup(3, alpha=0), "mixup alpha=0 and cutmix alpha=0"),

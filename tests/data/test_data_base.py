@@ -37,6 +37,8 @@ def test_a_shape_is_said_by_name():
         Shape(2, (1,))
     with pytest.raises(TypeError):
         DataSet(2, (1,), train=[], validation=None, test=[])
+    with pytest.raises(TypeError):
+        DataSet([], None, [], classes=2, shape=(1,))
     with pytest.raises(AttributeError):
         Shape(classes=2, shape=(1,)).classes = 3
 

@@ -61,6 +61,9 @@ def test_images_of_another_size_are_cut(tmp_path):
     listing = [path], [1]
     middle, y = ImageFiles(listing, 14)[0]
     assert middle.shape == (3, 14, 14) and y == 1 and middle.float().mean() > 254  # 16 of 14 / 7 * 8, then 14
+    path = tmp_path / "as_resized.png"  # 16 pixels are 8/7 of 14: nothing is resized, the margin of 1 is cut
+    Image.frombytes("RGB", (16, 16), torch.randint(256, (768,), dtype=torch.uint8).numpy().tobytes()).save(path)
+    assert ImageFiles(([path], [0]), 14)[0][0].equal(pil_to_tensor(Image.open(path))[:, 1:15, 1:15])
     cut = Augmented(ImageFiles(listing, 14, training=True), [], seed=0)
     seen = [cut[epoch, 0][0] for epoch in range(6)]
     assert {x.shape for x in seen} == {(3, 14, 14)} and len({x.numpy().tobytes() for x in seen}) > 3
@@ -158,7 +161,10 @@ def test_imagenet(tmp_path):
     for part, size in (("train", (300, 240)), ("val", (224, 224))):
         for index in range(1000):
             picture(tmp_path / part / f"n{index:08d}" / "0.JPEG", (index // 4, 0, 0), size if index == 8 else (1, 1))
+    (tmp_path / "train" / "n00000009" / "0.JPEG").write_bytes(b"damaged")  # seen when it is asked for, not before
     data = imagenet(str(tmp_path))
+    with pytest.raises(ValueError, match="n00000009/0.JPEG is missing or not an image"):
+        data.train[9]
     assert (len(data.train), data.validation, len(data.test)) == (1000, None, 1000)
     assert data.shape == imagenet.describe().shape == (3, 224, 224)
     assert data.classes == 1000 and data.train[8][0].shape == data.test[8][0].shape == (3, 224, 224)

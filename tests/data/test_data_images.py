@@ -8,7 +8,6 @@ import torch
 import torchvision.datasets
 from sklearn.datasets import load_digits
 
-from sj_online.data import images
 from sj_online.data.images import ImageBatch, Images, cifar10, cifar100, digits, fashion_mnist, mnist
 
 
@@ -66,6 +65,7 @@ def test_digits_are_stratified_and_fixed():
     first, second = digits(), digits()
     for name in ("train", "validation", "test"):
         labels = getattr(first, name).labels
+        assert set(labels) == set(range(first.classes))
         assert labels == getattr(second, name).labels
         frequencies = torch.tensor(labels).bincount(minlength=10) / len(labels)
         assert torch.allclose(frequencies, torch.from_numpy(load_digits().target).bincount() / 1797, atol=3e-3)
@@ -117,6 +117,9 @@ def test_idx_files(tmp_path, load, inside, mean, std, packed):
     assert torch.allclose(batch[0], (x / 255 - mean) / std)
     train = [int(x[0, 0, 0]) for x, _ in data.train]
     validation = [int(x[0, 0, 0]) for x, _ in data.validation]
+    rows = load(str(tmp_path), rows=True)
+    assert (rows.steps, rows.shape) == (28, (28,)) and set(rows.test.labels) == set(range(rows.classes))
+    assert rows.collate([rows.test[13]])[0].equal(batch[0].transpose(0, 1))
     assert sorted(train + validation) == list(range(100))
 
 
@@ -128,7 +131,7 @@ def test_mnist_as_torchvision_reads_it(tmp_path):
     assert ours.validation is None and len(ours.train) == 100
 
 
-@pytest.mark.parametrize("load", [mnist, fashion_mnist, cifar10])
+@pytest.mark.parametrize("load", [mnist, fashion_mnist, cifar10, cifar100])
 def test_rows_of_every_small_set_are_described(load):
     whole, rows = load.describe(), load.describe(rows=True)
     C, H, W = whole.shape
@@ -190,8 +193,8 @@ def test_a_download_is_torchvisions(tmp_path, monkeypatch, load, host):
 @pytest.mark.parametrize(
     "load, host, label, constants",
     [
-        (cifar10, torchvision.datasets.CIFAR10, "labels", images.CIFAR10),
-        (cifar100, torchvision.datasets.CIFAR100, "fine_labels", images.CIFAR100),
+        (cifar10, torchvision.datasets.CIFAR10, "labels", [(0.4914, 0.2023), (0.4822, 0.1994), (0.4465, 0.2010)]),
+        (cifar100, torchvision.datasets.CIFAR100, "fine_labels", [(0.507, 0.267), (0.487, 0.256), (0.441, 0.276)]),
     ],
 )
 def test_cifar_pickles(tmp_path, monkeypatch, load, host, label, constants):
@@ -204,8 +207,10 @@ def test_cifar_pickles(tmp_path, monkeypatch, load, host, label, constants):
     assert x.dtype == torch.uint8 and x.shape == data.shape == (3, 32, 32) and y == 3
     assert x[1, 0, 0] == parts  # channels, not a reshaped H x W x C
     batch, _ = data.collate([data.test[13]])
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in constants)
+    mean, std = torch.tensor(constants).T[..., None, None]
     assert torch.allclose(batch[0], (x / 255 - mean) / std, atol=1e-6)
+    rows = load(str(tmp_path), rows=True)
+    assert (rows.steps, rows.shape) == (32, (96,)) and rows.collate([rows.test[13]])[0].shape == (32, 1, 96)
     path = folder / host.test_list[0][0]
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=f"{load.__name__} in {tmp_path}: .*corrupted"):

@@ -25,6 +25,29 @@ SHAPES = {
     "shd": Shape(classes=20, shape=(700,), steps=100),
     "tiny_imagenet": Shape(classes=200, shape=(3, 64, 64)),
 }
+SMALL = {"validation": 0.1, "rows": False}
+EVENTS = {"frames": 10, "by": "number", "duration": None, "resize": None, "validation": 0.1}
+DEFAULTS = {
+    "cifar10": SMALL,
+    "cifar100": SMALL,
+    "cifar10_dvs": EVENTS | {"split": "first", "mean": (0.0, 0.0), "std": (1.0, 1.0)},
+    "delayed_recall": {"steps": 100, "classes": 4, "cue": 5, "recall": 5, "noise": 0.1, "count": 2000, "seed": 0},
+    "digits": {"rows": False},
+    "dvs_gesture": EVENTS | {"frames": 20},
+    "event_folder": EVENTS,
+    "fashion_mnist": SMALL,
+    "image_folder": {
+        "validation": 0.1,
+        "memory": False,
+        "mean": (0.485, 0.456, 0.406),  # of ImageNet
+        "std": (0.229, 0.224, 0.225),
+    },
+    "imagenet": {"validation": 0.01},
+    "mnist": SMALL,
+    "n_mnist": EVENTS,
+    "shd": {"steps": 100, "duration": 1.4, "validation": 0.1},
+    "tiny_imagenet": {"validation": 0.1, "memory": False},
+}
 
 
 def test_every_data_set_is_registered():
@@ -40,6 +63,16 @@ def test_every_data_set_describes_itself_without_files(name):
         list(parameters)[:2] == ["root", "download"] and parameters["download"].kind is inspect.Parameter.KEYWORD_ONLY
     )
     assert parameters["root"].default is None and parameters["download"].default is False
+    given = {each.name: each.default for each in list(parameters.values())[2:] if each.default is not each.empty}
+    assert given == DEFAULTS[name]  # what a recipe leaves out means the same in every version
+
+
+@pytest.mark.parametrize(
+    "name", ["dvs_gesture", "event_folder", "image_folder", "imagenet", "n_mnist", "shd", "tiny_imagenet"]
+)
+def test_what_cannot_be_downloaded_says_so(name, tmp_path):
+    with pytest.raises(ValueError, match=f"{name} cannot be downloaded by this program: put "):
+        registry.get("data", name)(str(tmp_path), download=True, **NEEDED.get(name, {}))
 
 
 @pytest.mark.parametrize("name", own("augmentations"))

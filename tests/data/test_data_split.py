@@ -17,6 +17,11 @@ def test_the_split_is_drawn_and_fixed():
     assert first[1] not in (list(range(30)), list(range(70, 100)))
 
 
+def test_the_split_of_a_run_is_that_of_every_later_version():
+    """An evaluation must not meet images that an older version has trained on."""
+    assert stratified([0] * 10 + [1] * 20, 0.2)[1] == [1, 4, 13, 14, 24, 26]
+
+
 def test_fractions():
     assert stratified([0, 1, 1], 0.0) == ([0, 1, 2], [])
     assert len(stratified([0] * 10, 0.99)[1]) == 10

@@ -17,6 +17,7 @@ from sj_online.app.rehearse import rehearse
 FILES = recipes.files()
 NAMES = sorted(set(FILES) - {"digits"})
 RECIPES = {name: reader.build(reader.source(name)) for name in NAMES}
+OF_PAPERS = [name for name in NAMES if FILES[name].parent != Path(recipes.__file__).parent]  # a folder for each
 
 
 def firsts(key):
@@ -99,17 +100,17 @@ def test_packed_weights_are_as_small_as_said(name, megabytes, on_meta):
 
 
 def test_the_papers_rows_are_said():
-    for name, recipe in RECIPES.items():
-        paper = recipe.paper
+    for name in OF_PAPERS:
+        paper = RECIPES[name].paper
         assert paper and paper.table and paper.row, name
         assert paper.accuracy is None or 50 < paper.accuracy < 100, name
         assert FILES[name].parent.name == name.split("_")[0]
-    rows = [(recipe.paper.table, recipe.paper.row) for recipe in RECIPES.values()]
+    rows = [(RECIPES[name].paper.table, RECIPES[name].paper.row) for name in OF_PAPERS]
     assert len(rows) == len(set(rows)) >= 45
 
 
 def test_a_recipe_on_a_base_has_a_row_of_its_own():
-    for name in NAMES:
+    for name in OF_PAPERS:
         assert set(reader.read(FILES[name])["paper"]) == {"table", "row", "accuracy"}, name
 
 
