@@ -60,7 +60,7 @@ def qcfs_to_lmh(net: nn.Module, num_steps: int | None = None, **kwargs: Any) -> 
 
 
 def relu_to_qcfs(
-    net: nn.Module, example_input: Tensor | Iterable[Tensor] | None, levels: int = 8, *, mode: str | float = "99.9%"
+    net: nn.Module, data: Tensor | Iterable[Tensor] | None, levels: int = 8, *, mode: str | float = "99.9%"
 ) -> list[Swap]:
     """Replace every ReLU of a trained ANN by a QCFS activation with a calibrated threshold, in place.
 
@@ -69,7 +69,7 @@ def relu_to_qcfs(
 
     Args:
         net: an ANN as :func:`qcfs_to_lmh` takes it, with ``nn.ReLU`` or ``nn.ReLU6`` modules for QCFS.
-        example_input: training data: a batch ``[N, ...]`` or several. None leaves the thresholds at 1, for a network
+        data: training data: a batch ``[N, ...]`` or several. None leaves the thresholds at 1, for a network
             whose trained ones are loaded afterwards.
         levels: of each QCFS, L.
         mode: of the host's observer: a quantile in percent, ``'max'``, or a factor in (0, 1] of the maximum.
@@ -90,8 +90,8 @@ def relu_to_qcfs(
     found: dict[str, nn.Module] = {name: module for name, module in net.named_modules() if isinstance(module, RELUS)}
     rates.check(net, RELUS, "QCFS", modules_only=True)
     thresholds = dict.fromkeys(found, 1.0)
-    if example_input is not None:
-        batches = [example_input] if isinstance(example_input, Tensor) else example_input
+    if data is not None:
+        batches = [data] if isinstance(data, Tensor) else data
         thresholds = _calibrated(net, found, batches, mode)
     replacements: dict[nn.Module, nn.Module] = {}
     rows = []
