@@ -27,7 +27,7 @@ GROUND = {
     "sources",
 }
 NETWORK = {"layer", "neuron", "prediction"}
-LIBRARY = NETWORK | {"topology", "trial", "optim", "trainer", "analysis", "deploy"}
+LIBRARY = NETWORK | {"sparse", "topology", "trial", "optim", "trainer", "analysis", "deploy"}
 # What each part may import, besides itself and the ground.
 MAY_IMPORT = {
     **dict.fromkeys(GROUND, set()),
@@ -41,7 +41,8 @@ MAY_IMPORT = {
     "convert": NETWORK | {"trial"},
     "optim": NETWORK,
     "trainer": NETWORK | {"topology", "trial", "optim"},
-    "deploy": NETWORK,
+    "sparse": NETWORK,
+    "deploy": NETWORK | {"sparse"},
     "analysis": NETWORK,
     "testing": NETWORK | {"trainer", "analysis", "topology"},
     "data": set(),

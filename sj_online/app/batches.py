@@ -90,6 +90,15 @@ def predict(parts: Parts, x: Tensor) -> Tensor:
         )
 
 
+def predict_running(parts: Parts, x: Tensor, steps: int) -> Tensor:
+    """The mean output over the steps so far, ``[steps, N, classes]``, for the first steps of the input."""
+    static = parts.data.steps is None
+    with parts.fabric.autocast():
+        return prediction.predict(
+            parts.net, prepared(parts, x if static else x[:steps]), steps if static else None, "running"
+        )
+
+
 def prepared(parts: Parts, x: Tensor) -> Tensor:
     """An input in the precision and the memory format that the recipe asks for."""
     x = parts.fabric.strategy.precision.convert_input(x)

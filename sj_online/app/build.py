@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric, seed_everything
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from sj_online.app import named
@@ -19,6 +19,9 @@ from sj_online.app.parts import Parts
 from sj_online.app.recipe import Device, Named, Recipe
 from sj_online.data import Augmented, DataSet, Shape
 from sj_online.optim import param_groups
+
+EXAMPLES = 512
+"""About as many items calibrate a conversion."""
 
 
 def build(recipe: Recipe, *, download: bool = False, rehearsal: bool = False) -> Parts:
@@ -43,7 +46,8 @@ def build(recipe: Recipe, *, download: bool = False, rehearsal: bool = False) ->
     transforms = [named.make("augmentations", each) for each in recipe.dataset.augment]
     data = without_items(shape) if rehearsal else load_data(recipe, transforms, download)
     seed_everything(recipe.seed % 2**32, verbose=False)
-    net = prepared(recipe, fabric, begun(recipe, shape) if recipe.start else network(recipe, shape).net)
+    made = begun(recipe, shape, _examples(data)) if recipe.start else network(recipe, shape).net
+    net = prepared(recipe, fabric, made)
     train = recipe.train
     optimizer = _optimizer(train.optimizer, net)
     schedule = named.make("schedules", train.schedule, optimizer, epochs=train.epochs) if train.schedule else None
@@ -70,6 +74,14 @@ def load_data(recipe: Recipe, transforms: Sequence[Any] = (), download: bool = F
     load = partial(named.entry("data", dataset.name), dataset.root, download=download, **dataset.options)
     data = named.run(f"data set {dataset.name}", load)
     return replace(data, train=Augmented(data.train, transforms, recipe.seed))
+
+
+def _examples(data: DataSet) -> Tensor | None:
+    """Inputs from all over the training data, for a conversion that calibrates; None of a rehearsal."""
+    train: Any = data.train
+    if data.steps is not None or not len(train):
+        return None
+    return data.collate([train[1, index] for index in range(0, len(train), max(1, len(train) // EXAMPLES))])[0]
 
 
 class _NoItems(Dataset[Any]):

@@ -15,12 +15,16 @@ from tqdm import tqdm
 
 from sj_online.app import batches
 from sj_online.app.loop import Run, device_name, on_first
+from sj_online.app.membrane import Membrane
 from sj_online.app.state import not_finite
 from sj_online.neuron.leak import is_neuron
 
 
 class Callback(Protocol):
     """Any of these methods; numbers put into ``run.metrics`` by on_epoch are logged, printed and plotted."""
+
+    def on_network(self, net: nn.Module) -> None:
+        """A network has been made, for training or to load a run; what is changed in it is part of the recipe."""
 
     def on_start(self, run: Run) -> None:
         """The run begins, or goes on."""
@@ -40,7 +44,7 @@ def usual(own: Sequence[Any] = (), *, minutes: float = 10.0) -> list[Any]:
 
     What is saved is saved before anything is printed, where a closed terminal may end the run.
     """
-    return [Memory(), *own, StopIfDiverged(), Log(), Checkpoint(minutes), Progress()]
+    return [Memory(), Membrane(), *own, StopIfDiverged(), Log(), Checkpoint(minutes), Progress()]
 
 
 class Memory:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from sj_online import sparse
 from sj_online.app import named, reader, state
 from sj_online.app.recipe import Named, Recipe
 from sj_online.app.rundir import RunDirectory
@@ -46,7 +47,7 @@ def check(recipe: Recipe) -> None:
     for each in train.callbacks:
         named.check("callbacks", each)
     if recipe.start and recipe.start.convert:
-        named.check("converters", recipe.start.convert, given=1)
+        named.check("converters", recipe.start.convert, given=1, reserved=("data",))
 
 
 def describe(recipe: Recipe) -> Shape:
@@ -70,6 +71,12 @@ def time_steps(recipe: Recipe, shape: Shape) -> int:
 
 def network(recipe: Recipe, shape: Shape) -> Network:
     """A new network as the recipe describes it."""
+    made = _new(recipe, shape)
+    _changed(recipe, made.net)
+    return made
+
+
+def _new(recipe: Recipe, shape: Shape) -> Network:
     model = recipe.model
     offered = {
         "num_classes": shape.classes,
@@ -79,6 +86,14 @@ def network(recipe: Recipe, shape: Shape) -> Network:
     options = named.asked_for(named.entry("models", model.name), offered) | model.options
     fits(Named(model.name, options))
     return Network(named.make("models", Named(model.name, options)), model.name, options)
+
+
+def _changed(recipe: Recipe, net: nn.Module) -> None:
+    """Let the callbacks change it that do, such as sparse ones."""
+    for each in recipe.train.callbacks:
+        if hasattr(named.entry("callbacks", each.name), "on_network"):
+            callback = named.make("callbacks", each)
+            named.run(f"callback {each.name}", partial(callback.on_network, net))
 
 
 def fits(model: Named) -> None:
@@ -95,8 +110,14 @@ def fits(model: Named) -> None:
         raise ValueError(f"model {model.name} needs {needed / 1e9:.1f} GB for its weights; there are {there / 1e9:.1f}")
 
 
-def begun(recipe: Recipe, shape: Shape) -> nn.Module:
-    """The network of the run to start from, with the weights of its checkpoint, converted if the recipe says so."""
+def begun(recipe: Recipe, shape: Shape, data: Tensor | None = None) -> nn.Module:
+    """The network of the run to start from, with the weights of its checkpoint, converted if the recipe says so.
+
+    Args:
+        recipe: that begins from another run.
+        shape: of the data set.
+        data: inputs ``[N, ...]`` for a conversion that calibrates; None where the result is loaded from a checkpoint.
+    """
     start = recipe.start
     assert start
     directory = RunDirectory(start.run)
@@ -106,14 +127,17 @@ def begun(recipe: Recipe, shape: Shape) -> nn.Module:
     check(source)
     net = network(source, shape).net if source.start is None else begun(source, shape)
     load_weights(net, directory, start.checkpoint)
+    sparse.bake(net)
     if start.convert:
         call = named.entry("converters", start.convert.name)
-        offered = named.asked_for(call, {"num_steps": time_steps(recipe, shape)}, 1) | start.convert.options
-        named.run(f"conversion {start.convert.name}", partial(call, net, **offered))
+        offered = named.asked_for(call, {"num_steps": time_steps(recipe, shape), "data": data}, 1)
+        named.run(f"conversion {start.convert.name}", partial(call, net, **offered | start.convert.options))
+        _changed(recipe, net)
         return net
-    made = network(recipe, shape).net
+    made = _new(recipe, shape).net
     state.check_net(net.state_dict(), made.state_dict(), directory.checkpoint(start.checkpoint))
     made.load_state_dict(net.state_dict())
+    _changed(recipe, made)
     return made
 
 

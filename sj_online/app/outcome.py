@@ -5,7 +5,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sj_online import deploy
+import torch
+
+from sj_online import check, deploy
 from sj_online.app import batches, loop, named, plain
 from sj_online.app.build import for_evaluation
 from sj_online.app.networks import fits, open_run
@@ -14,7 +16,12 @@ from sj_online.app.recipe import Dataset, Named, Precision, Recipe
 
 
 def open_for_evaluation(
-    source: str | Path, *, checkpoint: str = "last", root: str | None = None, precision: Precision | None = None
+    source: str | Path,
+    *,
+    checkpoint: str = "last",
+    root: str | None = None,
+    precision: Precision | None = None,
+    convert: str | None = None,
 ) -> Parts:
     """The trained network of a run directory or a packed file, with its data.
 
@@ -23,6 +30,7 @@ def open_for_evaluation(
         checkpoint: ``'last'`` or ``'best'``, of a run directory.
         root: folder of the data; None for the one of the recipe.
         precision: ``fabric.precision``; None for the one of the recipe.
+        convert: a conversion of the network, such as ``'qcfs_to_lmh'``.
 
     Raises:
         ValueError: one line that names what cannot be read.
@@ -32,6 +40,8 @@ def open_for_evaluation(
         net = made.net
     else:
         recipe, net = _unpacked(Path(source))
+    if convert:
+        named.run(f"conversion {convert}", partial(named.entry("converters", convert), net))
     recipe = replace(
         recipe,
         dataset=replace(recipe.dataset, root=root or recipe.dataset.root),
@@ -43,6 +53,24 @@ def open_for_evaluation(
 def test_accuracy(parts: Parts) -> float:
     """The part of the test data that is classified right."""
     return loop.evaluate(parts, batches.evaluation(parts, parts.data.test))["accuracy"]
+
+
+def accuracy_by_step(parts: Parts, steps: int) -> list[float]:
+    """The part of the test data that is classified right after 1, 2, ... steps, from one pass over as many.
+
+    Raises:
+        ValueError: the data set has fewer steps of its own, or targets at each.
+    """
+    data, name = parts.data, parts.recipe.dataset.name
+    check.at_least("steps", steps)
+    if data.per_step_targets:
+        raise ValueError(f"steps={steps}: data set {name} has a target at each step, not one for all steps so far")
+    if data.steps is not None and steps > data.steps:
+        raise ValueError(f"steps={steps}: data set {name} has its own {data.steps} steps")
+    right = torch.zeros(steps, dtype=torch.int64, device=parts.fabric.device)
+    for x, y in batches.evaluation(parts, data.test):
+        right += (batches.predict_running(parts, x, steps).argmax(-1) == y).sum(1)
+    return (right / len(data.test)).tolist()
 
 
 def export(source: str | Path, to: str | Path, *, checkpoint: str = "last") -> None:

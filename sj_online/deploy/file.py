@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from sj_online import registry
+from sj_online import registry, sparse
 from sj_online.deploy.header import FORMAT, KEY, check, join, read
 from sj_online.deploy.pack import pack, unpack
 from sj_online.deploy.runtime import Packed, check_packable, pack_synapse
@@ -42,8 +42,9 @@ def export(
     The file appears under its name when it is complete: it is written beside it and renamed.
 
     Args:
-        net: a network; its binary and ternary layers are packed, of parametrised ones the weight that they make; all
-            else is kept as in its ``state_dict``, also a subclass of them with a forward of its own.
+        net: a network; its binary and ternary layers are packed, of parametrised ones the weight that they make, and
+            sparse weights (:mod:`sj_online.sparse`) are stored as they are used; all else is kept as in its
+            ``state_dict``, also a subclass of them with a forward of its own.
         path: the file to write.
         model: registered name of the factory that built ``net``; without it :func:`load` must be given a network.
         kwargs: the arguments the factory was called with, JSON values only.
@@ -68,7 +69,7 @@ def export(
         raise ValueError(f"model={model!r} is not registered; known: {', '.join(registry.names('models'))}")
     packable = {name: module for name, module in _modules(net) if _is_packable(module)}
     check_unique(packable)
-    state = baked_state(net, packable)
+    state = baked_state(net, packable | sparse.synapses(net))
     tensors = {name: stored(name, value) for name, value in state.items() if isinstance(value, Tensor)}
     header: dict[str, Any] = {"format": FORMAT, "model": model, "kwargs": kwargs or {}, "metadata": metadata or {}}
     header["packed"] = {name: _pack_into(tensors, name, module, state) for name, module in packable.items()}
@@ -88,7 +89,8 @@ def load(path: str | Path, net: nn.Module | None = None) -> nn.Module:
 
     Args:
         path: a file that :func:`export` wrote.
-        net: the network to fill, in place; by default the registered model that the file names is built.
+        net: the network to fill, in place; by default the registered model that the file names is built. Sparse
+            weights become plain parameters.
 
     Raises:
         ValueError: one line that names the file and what is wrong: unreadable, truncated, foreign, another format,
@@ -104,6 +106,7 @@ def load(path: str | Path, net: nn.Module | None = None) -> nn.Module:
                 raise ValueError("it names no model; give the network to fill: load(path, net)")
             net = registry.get("models", header["model"])(**header["kwargs"])
         with unchanged_on_error(net):
+            sparse.bake(net)
             _fill(net, header["packed"], tensors, header["extra"])
     except Exception as error:  # of any kind: set_extra_state is the user's
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from error

@@ -183,5 +183,7 @@ def row(**modules: nn.Module) -> nn.Sequential:
 def network(step_mode: str, **modules: nn.Module) -> nn.Sequential:
     """A row in a step mode: [N, C, H, W] to [N, classes] in 's', [T, N, C, H, W] to [T, N, classes] in 'm'."""
     net = row(**modules)
+    if step_mode == "s" and any(isinstance(module, layer.ThresholdDependentBatchNorm2d) for module in net.modules()):
+        raise ValueError("norm='td' normalises over all steps together, which step_mode='s' does not give: take 'm'")
     functional.set_step_mode(net, step_mode)
     return net

@@ -23,6 +23,7 @@ SYNAPSES: dict[str, type[layer.Conv2d]] = {
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": layer.BatchNorm2d,
     "step": StepBatchNorm2d,
+    "td": lambda channels: layer.ThresholdDependentBatchNorm2d(1.0, 1.0, channels),
     "none": lambda channels: nn.Identity(),
 }
 

@@ -82,7 +82,8 @@ def lmh_resnet(
         neuron: ``'lmh'``, another registered name, or a factory.
         neuron_options: further arguments of a named neuron.
         synapse: ``'float'``, ``'binary'``, ``'ternary'`` or ``'ws'``.
-        norm: ``'batch'``, ``'step'`` to normalise each step of a sequence by itself, or ``'none'``.
+        norm: ``'batch'``, ``'step'`` to normalise each step of a sequence by itself, ``'td'`` for the host's tdBN (in
+            step mode ``'m'``), or ``'none'``.
         width: channels behind the stem.
         step_mode: ``'s'``: [N, C, H, W] to [N, classes]; ``'m'``: [T, N, C, H, W] to [T, N, classes].
 
@@ -149,7 +150,7 @@ def lmh_vgg(
         neuron: see :func:`lmh_resnet`, as for the others.
         neuron_options: further arguments of a named neuron.
         synapse: ``'float'``, ``'binary'``, ``'ternary'`` or ``'ws'``.
-        norm: ``'batch'``, ``'step'`` or ``'none'``.
+        norm: ``'batch'``, ``'step'``, ``'td'`` or ``'none'``.
         dropout: of the hidden units, one mask for all steps.
         width: channels of the first convolution.
         step_mode: ``'s'`` or ``'m'``.

@@ -38,7 +38,7 @@ def stol_ms_resnet18(
         neuron: a name of :data:`~.factories.LIF`, a registered name, or a factory.
         neuron_options: further arguments of a named neuron.
         synapse: ``'float'``, ``'binary'``, ``'ternary'`` or ``'ws'``.
-        norm: ``'batch'``, ``'step'``, or ``'none'`` as in the paper's ablation of k.
+        norm: ``'batch'``, ``'step'``, ``'td'``, or ``'none'`` as in the paper's ablation of k.
         width: channels of the first stage.
         step_mode: ``'s'``: [N, C, H, W] to [N, classes]; ``'m'``: [T, N, C, H, W] to [T, N, classes].
 

@@ -18,6 +18,7 @@ from torch.utils.data import TensorDataset
 from sj_online.app import callbacks, state
 from sj_online.app.callbacks import Checkpoint, FiringRates, Log, Memory, Progress, StopIfDiverged, usual
 from sj_online.app.loop import fit
+from sj_online.app.membrane import Membrane
 
 
 def lines(out):
@@ -278,9 +279,9 @@ def test_without_validation_data_there_are_no_firing_rates(tmp_path):
 def test_the_usual_callbacks():
     own = Own()
     kinds = [type(each) for each in usual([own], minutes=3.0)]
-    assert kinds == [Memory, Own, StopIfDiverged, Log, Checkpoint, Progress]
-    assert usual(minutes=3.0)[3].seconds == 180
-    assert usual()[3].seconds == 600
+    assert kinds == [Memory, Membrane, Own, StopIfDiverged, Log, Checkpoint, Progress]
+    assert usual(minutes=3.0)[4].seconds == 180
+    assert usual()[4].seconds == 600
 
 
 class Tell:

@@ -1,11 +1,14 @@
 """Runs that begin from other runs."""
 
 import pytest
+import torch
 from tinyrecipe import parts
 
+from sj_online import registry
 from sj_online.app import networks
 from sj_online.app.cli import main
 from sj_online.app.rehearse import rehearse
+from sj_online.neuron import LMHNode
 from sj_online.trainer import SLTT
 
 
@@ -51,3 +54,89 @@ def test_a_converted_run_is_trained_evaluated_and_not_packed(tmp_path, run_dir, 
     assert "accuracy 0." in capsys.readouterr().out
     assert main(["export", out, "--to", str(tmp_path / "x.safetensors")]) == 2
     assert "began from a converted network" in capsys.readouterr().err
+
+
+QCFS = "--model.options={width: 4, synapse: float, neuron: qcfs, neuron_options: {levels: 4, threshold: 2.0}}"
+
+
+@pytest.fixture(scope="module")
+def ann(tmp_path_factory):
+    """The directory of an ANN."""
+    out = tmp_path_factory.mktemp("ann") / "run"
+    options = [QCFS, "--num_steps=1", "--train.rule=bptt", "--train.epochs=4", "--train.batch_size=64"]
+    assert main(["train", "--out", str(out), *options]) == 0
+    return out
+
+
+def accuracies(out):
+    *rows, last = out.splitlines()
+    return [float(row.split()[3]) for row in rows], last
+
+
+def test_hybrid_training_is_two_runs(tmp_path, ann, capsys):
+    """The ANN, what conversion leaves of it, and the run that goes on from there; by the command line."""
+    capsys.readouterr()
+    assert main(["eval", str(ann)]) == 0
+    of_ann = float(capsys.readouterr().out.split()[1])
+    assert main(["eval", str(ann), "--convert", "qcfs_to_lmh", "--steps=8"]) == 0
+    converted, last = accuracies(capsys.readouterr().out)
+    assert len(converted) == 8 and last.startswith(f"accuracy {converted[-1]:.4f} after 8 steps, best ")
+    assert converted[0] < converted[3] and abs(converted[3] - of_ann) < 0.1
+    out, convert = str(tmp_path / "hybrid"), "{name: qcfs_to_lmh, options: {num_steps: null}}"
+    options = [QCFS, "--num_steps=4", "--train.rule=bptt", "--train.epochs=1", "--train.batch_size=64"]
+    lr = "--train.optimizer={name: sgd, options: {lr: 0.01}}"
+    assert main(["train", "--out", out, *options, lr, f"--start.run={ann}", "--start.convert", convert]) == 0
+    recipe, made = networks.open_run(out)
+    nodes = [module for module in made.net.modules() if isinstance(module, LMHNode)]
+    assert len(nodes) == 3 and recipe.num_steps == 4 and any(node.lambda_s != 1 for node in nodes)
+    source = networks.open_run(ann)[1].net
+    assert [n.v_threshold for n in nodes] == [m.threshold.item() for m in source.modules() if hasattr(m, "levels")]
+    capsys.readouterr()
+    assert main(["eval", out, "--steps=6"]) == 0
+    assert len(accuracies(capsys.readouterr().out)[0]) == 6
+
+
+def test_a_relu_network_is_calibrated_on_the_training_data(tmp_path, capsys, monkeypatch):
+    """And opened again without them: the thresholds are in the checkpoint."""
+    monkeypatch.setattr(registry, "get", registry_with_relu(registry.get))
+    options = ["--num_steps=1", "--train.rule=bptt", "--train.epochs=1", "--train.batch_size=256"]
+    model = "--model.options={width: 4, synapse: float, neuron: relu}"
+    first, second = str(tmp_path / "relu"), str(tmp_path / "qcfs")
+    assert main(["train", "--out", first, model, *options]) == 0
+    convert = "{name: relu_to_qcfs, options: {levels: 4}}"
+    begun = parts(
+        start={"run": first, "convert": {"name": "relu_to_qcfs", "options": {"levels": 4}}},
+        num_steps=1,
+        model={"options": {"width": 4, "synapse": "float", "neuron": "relu"}},
+    )
+    assert [m.threshold.item() for m in begun.net.modules() if hasattr(m, "levels")] == [1.0] * 3, (
+        "a rehearsal has no data"
+    )
+    small_lr = "--train.optimizer={name: sgd, options: {lr: 1e-9, momentum: 0.0, nesterov: false}}"
+    start = [f"--start.run={first}", "--start.convert", convert]
+    assert main(["train", "--out", second, model, *options, *start, small_lr]) == 0
+    thresholds = [m.threshold.item() for m in networks.open_run(second)[1].net.modules() if hasattr(m, "levels")]
+    assert len(thresholds) == 3 and all(t > 0 and t != 1.0 for t in thresholds)
+    lmh = str(tmp_path / "lmh")
+    start = [f"--start.run={second}", "--start.convert=qcfs_to_lmh"]
+    assert main(["train", "--out", lmh, model, *options, *start]) == 0
+    nodes = [m for m in networks.open_run(lmh)[1].net.modules() if isinstance(m, LMHNode)]
+    assert [node.v_threshold for node in nodes] == thresholds
+
+
+def registry_with_relu(get):
+    return lambda group, name: torch.nn.ReLU if (group, name) == ("neurons", "relu") else get(group, name)
+
+
+def test_eval_of_an_ann_by_steps_needs_both(ann, capsys):
+    assert main(["eval", str(ann), "--convert", "qcfs_to_lmh"]) == 2
+    assert "--convert needs --steps" in capsys.readouterr().err
+    assert main(["eval", str(ann), "--steps=0"]) == 2
+    assert "steps=0 is not a whole number of at least 1" in capsys.readouterr().err
+
+
+def test_eval_by_steps_names_what_has_no_more_steps(run_dir, capsys):
+    assert main(["eval", str(run_dir), "--steps=3"]) == 2
+    assert "num_steps=2: EMPFNode is asked to run step 3" in capsys.readouterr().err
+    assert main(["eval", str(run_dir), "--convert", "qcfs_to_lmh", "--steps=2"]) == 2
+    assert "conversion qcfs_to_lmh: net=Sequential: nothing inside it to replace" in capsys.readouterr().err

@@ -112,13 +112,21 @@ def test_online_equals_the_exact_gradient_of_the_last_step_only():
 
 
 @pytest.mark.parametrize("step_mode", ["s", "m"])
-def test_untrained_it_is_if_that_starts_at_half_its_threshold(step_mode):
-    x = current().detach()
-    host = neuron.IFNode(v_reset=None, step_mode="m")
-    host.v = torch.full_like(x[0], 0.5)
-    node = LMHNode(step_mode=step_mode).double()
-    assert torch.equal(run(node, x), host(x))
+@pytest.mark.parametrize("v_threshold", [1.0, 0.7, 2.5])
+def test_untrained_it_is_its_threshold_times_an_if_that_starts_at_half_of_it(v_threshold, step_mode):
+    x = v_threshold * current().detach()
+    host = neuron.IFNode(v_threshold=v_threshold, v_reset=None, step_mode=step_mode)
+    host.v = torch.full_like(x[0], v_threshold / 2)
+    node = LMHNode(v_threshold=v_threshold, step_mode=step_mode).double()
+    expected = v_threshold * (host(x) if step_mode == "m" else torch.stack([host(x_t) for x_t in x]))
+    out = run(node, x)
+    assert torch.equal(out, expected) and expected.unique().numel() == 2
     assert torch.equal(node.v, host.v)
+    for p in node.parameters():
+        assert not p.any()
+        p.data.fill_(0.5)
+        assert not torch.equal(run(node, x), expected)
+        p.data.zero_()
 
 
 @pytest.mark.parametrize("leak", [0.75, 0.9])

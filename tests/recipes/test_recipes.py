@@ -103,7 +103,7 @@ def test_the_papers_rows_are_said():
     for name in OF_PAPERS:
         paper = RECIPES[name].paper
         assert paper and paper.table and paper.row, name
-        assert paper.accuracy is None or 50 < paper.accuracy < 100, name
+        assert paper.accuracy is None or 40 < paper.accuracy < 100, name
         assert FILES[name].parent.name == name.split("_")[0]
     rows = [(RECIPES[name].paper.table, RECIPES[name].paper.row) for name in OF_PAPERS]
     assert len(rows) == len(set(rows)) >= 45

@@ -1,4 +1,4 @@
-"""Change a network in place: its neurons, its activations, its synapses."""
+"""The neurons of a network in the place of others."""
 
 import inspect
 import warnings
@@ -9,12 +9,10 @@ import torch
 from spikingjelly.activation_based import neuron
 from torch import Tensor, nn
 
-from . import registry, trial
-from .layer.replace import out_of_reach, quantize_synapses, replace_modules
-from .neuron import QCFS, EMPFNode, LMHNode, OnlineNode
-from .neuron.leak import of_neuron
-
-__all__ = ["Swap", "qcfs_to_lmh", "quantize_synapses", "swap_neurons"]
+from .. import registry, trial
+from ..layer.replace import out_of_reach, replace_modules
+from ..neuron import EMPFNode, OnlineNode
+from ..neuron.leak import of_neuron
 
 NODES = (neuron.BaseNode, neuron.SimpleBaseNode)
 REACH = 1000
@@ -22,7 +20,7 @@ REACH = 1000
 
 
 class Swap(NamedTuple):
-    """A row of what :func:`swap_neurons` and :func:`qcfs_to_lmh` return."""
+    """A row of what a conversion returns."""
 
     name: str
     """Of the module in the network."""
@@ -91,46 +89,13 @@ def swap_neurons(
         elif n in readouts:
             rows.append(Swap(n, type(old).__name__, type(old).__name__, {}))
     _warn_of_what_stays(net, nodes, readouts, replacements)
-    _replace(net, replacements)
+    replace_in(net, replacements)
     if example_input is not None:
         try:
             _warn_of_silence(net, {n: replacements[old] for n, old in olds.items()}, example_input)
         except BaseException:
             replace_modules(net, {new: old for old, new in replacements.items()})
             raise
-    return rows
-
-
-def qcfs_to_lmh(net: nn.Module, num_steps: int | None = None, **kwargs: Any) -> list[Swap]:
-    """Replace every QCFS activation of an ANN by an LM-H neuron, in place: the start of LM-H's hybrid training.
-
-    The trained threshold becomes the neuron's constant one and the soma starts at half of it. Before further training,
-    for a constant input over as many steps as QCFS has levels, each neuron's mean output is what QCFS gave.
-
-    Args:
-        net: an ANN with :class:`sj_online.neuron.QCFS` activations.
-        num_steps: of :class:`sj_online.neuron.LMHNode`.
-        kwargs: other arguments of :class:`sj_online.neuron.LMHNode`.
-
-    Returns:
-        One row per replaced activation.
-
-    Raises:
-        ValueError: no QCFS in net, or a threshold that has become 0 or less.
-
-    Example:
-        >>> net = nn.Sequential(nn.Linear(8, 4), QCFS(levels=4, threshold=2.0))
-        >>> qcfs_to_lmh(net)
-        [Swap(name='1', old='QCFS', new='LMHNode', carried_over={'v_threshold': 2.0})]
-    """
-    replacements: dict[nn.Module, nn.Module] = {}
-    rows = []
-    for n, old in net.named_modules():
-        if isinstance(old, QCFS):
-            threshold = old.threshold.item()
-            replacements[old] = LMHNode(num_steps, v_threshold=threshold, **kwargs).train(old.training)
-            rows.append(Swap(n, "QCFS", "LMHNode", {"v_threshold": threshold}))
-    _replace(net, replacements)
     return rows
 
 
@@ -187,7 +152,8 @@ def _warn_of_silence(net: nn.Module, nodes: Mapping[str, nn.Module], example_inp
         )
 
 
-def _replace(net: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
+def replace_in(net: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
+    """Replace modules in place by others, which get the device and the type of the network's parameters."""
     like = next((p for p in net.parameters() if p.is_floating_point()), None)
     if like is not None:
         for new in replacements.values():
