@@ -132,14 +132,14 @@ def train(task, name, lr, seed, training, axis, epochs, limit):
         for places in torch.randperm(count, generator=order)[: each * task.batch].split(task.batch)[: total - done]:
             batch = chosen(training, places, axis)
             rule = rule or make_rule(task, name, lr, batch[0])
-            if done == WARMUP:
-                warm = time.process_time()
-            if done == WARMUP + TIMED:
-                total = min(total, max(done, int(limit * TIMED / (time.process_time() - warm))))
             for group in rule.optimizer.param_groups:
                 group["lr"] = lr * (1 + math.cos(math.pi * done / total)) / 2
             rule.train_step(*batch)
             done += 1
+            if done == WARMUP:
+                warm = time.process_time()
+            if done == WARMUP + TIMED:
+                total = min(total, max(done, int(limit * TIMED / (time.process_time() - warm))))
             if done >= total:
                 break
     return rule.net, done, planned, time.process_time() - began

@@ -19,6 +19,7 @@ import torch
 from accuracy_tasks import ALL, TASKS, accuracy, memory, tensors, train
 
 from sj_online import registry
+from sj_online.files import replacing
 
 CSV = Path(__file__).with_suffix(".csv")
 COLUMNS = [
@@ -34,22 +35,20 @@ batch normalisation sees all steps together. Not shown: a GPU, larger networks, 
 
 
 def rows_in(path, **values):
-    """What is measured already, of these values; a line that is torn is none."""
+    """What is measured already, of these values."""
     if not path.exists():
         return []
-    with path.open() as file:
-        whole = [row for row in csv.DictReader(file) if row["live"] not in (None, "")]
-    return [row for row in whole if all(row[key] == str(value) for key, value in values.items())]
+    with path.open(newline="") as file:
+        return [row for row in csv.DictReader(file) if all(row[key] == str(value) for key, value in values.items())]
 
 
 def append(path, row):
-    """Add a line, and before the first the titles."""
-    new = not path.exists()
-    with path.open("a", newline="") as file:
+    """Add a line; who is stopped while it is written leaves the file as it was."""
+    rows = [*rows_in(path), row]
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def runs(path, task, rule, epochs):

@@ -41,7 +41,7 @@ class Similarity:
     Attributes:
         rule: the name that was given to it.
         layer: the module whose parameters the gradients are of, or ``'total'`` for all that learn.
-        cosine: mean over the batches of the cosine; nan where either gradient is zero.
+        cosine: mean of the cosine over the batches in which neither gradient is zero; nan if there is none.
         cosine_spread: its standard deviation.
         distance: mean of the Euclidean distance, in units of the reference's norm.
         distance_spread: its standard deviation.
@@ -172,6 +172,12 @@ def _compared(ours: Tensor, expected: Tensor) -> tuple[float, float, float]:
 
 def _moments(values: list[tuple[float, float, float]]) -> tuple[float, float, float, float, float]:
     cosines, distances, norms = zip(*values, strict=True)
-    spread = statistics.stdev if len(values) > 1 else lambda _: 0.0
-    mean = statistics.fmean
-    return mean(cosines), spread(cosines), mean(distances), spread(distances), mean(norms)
+    return *_mean_and_spread(cosines), *_mean_and_spread(distances), _mean_and_spread(norms)[0]
+
+
+def _mean_and_spread(values: Iterable[float]) -> tuple[float, float]:
+    """Over the batches in which there is a value."""
+    there = [value for value in values if not math.isnan(value)]
+    if not there:
+        return math.nan, math.nan
+    return statistics.fmean(there), statistics.stdev(there) if len(there) > 1 else 0.0

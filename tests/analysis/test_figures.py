@@ -2,9 +2,11 @@
 
 import base64
 import math
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import matplotlib
 import pytest
@@ -148,3 +150,13 @@ def test_no_window_and_no_matplotlib_before_figures():
     code = "import sys, sj_online.analysis; assert 'matplotlib' not in sys.modules\n"
     code += "import sj_online.analysis.figures; assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_example_on_the_page_of_measurements_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = Path(figures.__file__).with_name("README.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    exec(compile(code, "README.md", "exec"), {})
+    assert (tmp_path / "similarity.png").exists()
+    for call in re.findall(r"`(\w+)\.(\w+)\(", page):
+        __import__(f"sj_online.analysis.{call[0]}", fromlist=["_"]).__dict__[call[1]]

@@ -132,8 +132,11 @@ def test_masks_are_passed_on_and_frozen_layers_left_out():
     found = rows({"BPTT": BPTT, "one step": partial(RandomBP, k=1)}, net, data=[(x, y, mask)])
     assert {name for _, name in found} == {"2", "4", TOTAL}
     assert found["BPTT", TOTAL].cosine == pytest.approx(1)
-    silent = rows({"SLTT": SLTT}, net, data=[(x, y, torch.zeros(T, N))])
-    assert math.isnan(silent["SLTT", TOTAL].cosine) and math.isnan(silent["SLTT", TOTAL].distance)
+    nothing = (x, y, torch.zeros(T, N))
+    silent = rows({"SLTT": SLTT}, net, data=[nothing, nothing])["SLTT", TOTAL]
+    assert all(map(math.isnan, (silent.cosine, silent.cosine_spread, silent.distance, silent.norm)))
+    some = rows({"SLTT": SLTT}, net, data=[(x, y), nothing])["SLTT", TOTAL]
+    assert some == rows({"SLTT": SLTT}, net, data=[(x, y)])["SLTT", TOTAL]
 
 
 def test_the_reference_may_be_another_rule():
