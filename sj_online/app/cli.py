@@ -1,4 +1,4 @@
-"""The command line ``sj-online``: train, eval, export, list.
+"""The command line ``sj-online``: train, eval, export, report, bench, list.
 
 What a user gets wrong is one line on stderr and exit code 2. PyTorch is imported only where it is needed.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from sj_online import registry
-from sj_online.app import options, reader
+from sj_online.app import bench, options, reader
 from sj_online.app.options import Once, Parser
 from sj_online.app.recipe import Precision, Recipe
 from sj_online.app.rundir import RunDirectory
@@ -122,6 +122,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "train": train,
     "eval": evaluate,
     "export": export,
+    "report": bench.report,
+    "bench": bench.bench,
     "list": show,
 }
 
@@ -148,6 +150,7 @@ def _parser() -> Parser:
     each["export"].add_argument("--to", required=True, action=Once, help="the .safetensors file to write")
     for name in ("eval", "export"):
         each[name].add_argument("--checkpoint", choices=["last", "best"], default="last", help="of the run")
+    bench.add(each)
     each["list"].add_argument("group", nargs="?", choices=registry.GROUPS, help="one group only")
     return parser
 
