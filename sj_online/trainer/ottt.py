@@ -5,8 +5,9 @@ from typing import Unpack
 from torch import nn, optim
 
 from sj_online.topology import Place
+from sj_online.trainer.options import TracedOptions
 from sj_online.trainer.synapse import Trace
-from sj_online.trainer.traced import TracedOptions, TracedRule
+from sj_online.trainer.traced import TracedRule
 
 
 class OTTT(TracedRule):
