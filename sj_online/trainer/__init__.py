@@ -7,6 +7,7 @@ from sj_online.trainer.fptt import FPTT
 from sj_online.trainer.ndot import NDOT
 from sj_online.trainer.ottt import OTTT
 from sj_online.trainer.random_bp import RandomBP
+from sj_online.trainer.rate_bp import RateBP
 from sj_online.trainer.sltt import SLTT
 from sj_online.trainer.stol import STOL
 from sj_online.trainer.time_slicing import TimeSlicing
@@ -20,6 +21,7 @@ __all__ = [
     "SLTT",
     "STOL",
     "RandomBP",
+    "RateBP",
     "Result",
     "Rule",
     "TimeSlicing",
