@@ -3,6 +3,8 @@
 from sj_online.state import replaying
 from sj_online.trainer.base import Result, Rule, Window
 from sj_online.trainer.bptt import BPTT
+from sj_online.trainer.decolle import DECOLLE
+from sj_online.trainer.eprop import EProp
 from sj_online.trainer.fptt import FPTT
 from sj_online.trainer.ndot import NDOT
 from sj_online.trainer.ottt import OTTT
@@ -15,11 +17,13 @@ from sj_online.trainer.traced import TracedRule
 
 __all__ = [
     "BPTT",
+    "DECOLLE",
     "FPTT",
     "NDOT",
     "OTTT",
     "SLTT",
     "STOL",
+    "EProp",
     "RandomBP",
     "RateBP",
     "Result",

@@ -49,7 +49,8 @@ class Rule(Contract):
         learn_last: k: only the last k steps have a loss; None: all.
         feedback: what a neuron gets in the place of the gradient of its spikes: ``'symmetric'``, that gradient;
             ``'random'`` or ``{neuron: B}``, see :class:`~sj_online.trainer.signal.Feedback`. Of rules of one step.
-        generator: of what the rule draws at random; torch's default one if None. Its state is in :meth:`state_dict`.
+        generator: of what the rule draws, its state in :meth:`state_dict`; None: torch's default one for steps, and
+            for the matrices of a neuron one seeded by its name.
     """
 
     def __init__(

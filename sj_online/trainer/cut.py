@@ -10,7 +10,7 @@ from sj_online.neuron.leak import is_neuron
 
 
 def cut(
-    net: nn.Module, behind: Callable[[str, Tensor], None], names: Iterable[str] | None = None
+    net: nn.Module, behind: Callable[[str, Tensor], Any], names: Iterable[str] | None = None
 ) -> dict[nn.Module, Callable[..., Any]]:
     """The forwards of neurons whose spikes go on detached, to be put into the network by ``Rule.forwards``.
 

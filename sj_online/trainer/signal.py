@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ class Feedback:
         net: the network.
         matrices: B of neurons by name, ``[outputs, units]`` as the weight of a linear readout has it; None: each neuron
             gets one that is drawn, with a standard deviation of ``units ** -0.5``, when its size is known.
-        generator: of the draws; torch's default one if None.
+        generator: of the draws; None: one seeded by the name of the neuron.
 
     Raises:
         ValueError: names that are no neurons, matrices that do not fit, a network that memopt has treated.
@@ -40,8 +41,13 @@ class Feedback:
         self.drawn = matrices is None
         self.matrices = {name: B.detach() for name, B in (matrices or {}).items()}
         self.generator = generator
+        self.gain = 1.0
         self.gradients: dict[int, Tensor] = {}
         self.seen: dict[str, int] = {}
+
+    def has(self, name: str) -> bool:
+        """Whether a neuron gets a signal."""
+        return self.drawn or name in self.matrices
 
     def around(self, forwards: Mapping[nn.Module, Callable[..., Any]]) -> dict[nn.Module, Callable[..., Any]]:
         """The forwards, and around those of the neurons the signals."""
@@ -49,7 +55,7 @@ class Feedback:
             names = {module: host.shown(name) for name, module in self.net.named_modules()}
             raise ValueError(f"{names[inner]!r} is run again in backward (memopt), where no feedback can reach it")
         nodes = {name: module for name, module in self.net.named_modules() if is_neuron(module)}
-        named = {name: node for name, node in nodes.items() if self.drawn or name in self.matrices}
+        named = {name: node for name, node in nodes.items() if self.has(name)}
         return {
             **forwards,
             **{node: self._of(name, forwards.get(node, node.forward)) for name, node in named.items()},
@@ -73,7 +79,8 @@ class Feedback:
         for name, size in self.seen.items():
             shape = (total, size // N)
             if name not in self.matrices:
-                self.matrices[name] = self._draw(shape).to(parts[0])
+                drawn = torch.randn(shape, **source(name, self.generator)) / shape[1] ** 0.5
+                self.matrices[name] = parallel.from_first(drawn).to(parts[0])
             elif (given := tuple(self.matrices[name].shape)) != shape:
                 raise ValueError(f"feedback[{name!r}] has the shape {given}, but is to be [outputs, units] = {shape}")
         self.seen = {}
@@ -81,17 +88,13 @@ class Feedback:
         self.sizes = [part[0, 0].numel() for part in parts]
         return tree_map(lambda part: _Caught.apply(part, self.gradients, places[id(part)]), outputs)
 
-    def _draw(self, shape: tuple[int, int]) -> Tensor:
-        device = self.generator.device if self.generator else "cpu"
-        return parallel.from_first(torch.randn(shape, generator=self.generator, device=device) / shape[1] ** 0.5)
-
     def signal(self, name: str) -> Tensor:
         """Of a neuron in this step, ``[N, units]``."""
         some = next(iter(self.gradients.values()))
         zeros = (some.new_zeros(some.shape[1], size) for size in self.sizes)
         parts = [self.gradients[i].flatten(2)[0] if i in self.gradients else zero for i, zero in enumerate(zeros)]
         B = self.matrices[name] = self.matrices[name].to(device=some.device)
-        return torch.cat(parts, 1) @ B.to(some.dtype)
+        return self.gain * torch.cat(parts, 1) @ B.to(some.dtype)
 
 
 class _Caught(torch.autograd.Function):
@@ -127,6 +130,12 @@ class _Signal(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return ctx.feedback.signal(ctx.name).view_as(gradient).to(gradient.dtype), None, None
+
+
+def source(name: str, generator: torch.Generator | None) -> dict[str, Any]:
+    """Generator and device of what is drawn for a neuron; without a generator, one seeded by its name."""
+    generator = generator or torch.Generator().manual_seed(crc32(name.encode()))
+    return {"generator": generator, "device": generator.device}
 
 
 def of(net: nn.Module, asked: str | Mapping[str, Tensor], generator: torch.Generator | None) -> Feedback | None:
