@@ -13,10 +13,11 @@ from sj_online.prediction import predict, reduced
 from sj_online.topology import Place
 from sj_online.trainer.derivatives import Derivatives
 from sj_online.trainer.eligibility import Eligibility, straight
+from sj_online.trainer.leaky import LeakySum
 from sj_online.trainer.options import Options
 from sj_online.trainer.synapse import Trace
 from sj_online.trainer.traced import TracedRule
-from sj_online.tree import at, tensors, tree_map
+from sj_online.tree import at, tensors
 from sj_online.unroll import Unroll
 
 
@@ -103,18 +104,14 @@ class EProp(TracedRule):
     @contextmanager
     def installed(self) -> Iterator[None]:
         """A readout that starts at 0."""
-        self._y: Any = None
+        self._readout = LeakySum(self.kappa, 1 - self.kappa)
         with super().installed():
             yield
 
     def forward(self, unroll: Unroll, steps: range) -> Any:
         """One step, and the readout's filter."""
         o = super().forward(unroll, steps)
-        if not self.kappa:
-            return o
-        y = _leaky(self._y, o, self.kappa)
-        self._y = tree_map(Tensor.detach, y)
-        return y
+        return self._readout(o) if self.kappa else o
 
     def update_weights(self) -> None:
         """See :meth:`Rule.update_weights`; then the feedback follows the readout, if it is adaptive."""
@@ -135,11 +132,9 @@ class EProp(TracedRule):
         if not self.kappa:
             return super().predict(x, reduce)
         check.one_of("reduce", reduce, ("mean", "none", "running"))
-        outputs = predict(self.net, x, self.num_steps, "none")
-        steps: list[Any] = []
-        for t in range(len(next(tensors(outputs)))):
-            steps.append(_leaky(steps[-1] if steps else None, at(outputs, slice(t, t + 1)), self.kappa))
-        return reduced(iter(steps), reduce, len(steps))
+        outputs, readout = predict(self.net, x, self.num_steps, "none"), LeakySum(self.kappa, 1 - self.kappa)
+        T = len(next(tensors(outputs)))
+        return reduced((readout(at(outputs, slice(t, t + 1))) for t in range(T)), reduce, T)
 
 
 class _Filtered(Eligibility):
@@ -157,10 +152,3 @@ class _Filtered(Eligibility):
         self.e = self.kappa * self.e + psi[:, :, None] * a.reshape(len(psi), 1, -1)
         if a_b is not None:
             self.e_b = self.kappa * self.e_b + psi * a_b
-
-
-def _leaky(y: Any, o: Any, kappa: float) -> Any:
-    """y[t], of y[t-1] and o[t]."""
-    if y is None:
-        return tree_map(lambda each: (1 - kappa) * each, o)
-    return tree_map(lambda each, before: kappa * before + (1 - kappa) * each, o, y)
