@@ -50,7 +50,7 @@ class Rule(Contract):
         feedback: what a neuron gets in the place of the gradient of its spikes: ``'symmetric'``, that gradient;
             ``'random'`` or ``{neuron: B}``, see :class:`~sj_online.trainer.signal.Feedback`. Of rules of one step.
         generator: of what the rule draws, its state in :meth:`state_dict`; None: torch's default one for steps, and
-            for the matrices of a neuron one seeded by its name.
+            for the matrices of a neuron one seeded by its place.
     """
 
     def __init__(

@@ -25,7 +25,7 @@ class Readouts:
         net: the network.
         asked: ``'random'``, matrices in U(-1, 1) / sqrt(units) behind every neuron, which give what the network gives;
             or ``{neuron: module}``.
-        generator: of the draws; None: one seeded by the name of the neuron.
+        generator: of the draws; None: one seeded by the place of the neuron.
 
     Raises:
         ValueError: something else, or a name that is no neuron's.
@@ -52,7 +52,7 @@ class Readouts:
         outs, some = sum(part.numel() for part in tensors(self.like)), next(tensors(self.like))
         for name, n in units.items() if self.modules is None else ():
             if name not in self.matrices or self.matrices[name].shape != (n, outs):
-                drawn = (2 * torch.rand(n, outs, **source(name, self.generator)) - 1) / n**0.5
+                drawn = (2 * torch.rand(n, outs, **source(self.net, name, self.generator)) - 1) / n**0.5
                 self.matrices[name] = parallel.from_first(drawn).to(some)
 
     def __call__(self, name: str, s: Tensor) -> Any:

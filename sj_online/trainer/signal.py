@@ -24,7 +24,7 @@ class Feedback:
         net: the network.
         matrices: B of neurons by name, ``[outputs, units]`` as the weight of a linear readout has it; None: each neuron
             gets one that is drawn, with a standard deviation of ``units ** -0.5``, when its size is known.
-        generator: of the draws; None: one seeded by the name of the neuron.
+        generator: of the draws; None: one seeded by the place of the neuron.
 
     Raises:
         ValueError: names that are no neurons, matrices that do not fit, a network that memopt has treated.
@@ -79,7 +79,7 @@ class Feedback:
         for name, size in self.seen.items():
             shape = (total, size // N)
             if name not in self.matrices:
-                drawn = torch.randn(shape, **source(name, self.generator)) / shape[1] ** 0.5
+                drawn = torch.randn(shape, **source(self.net, name, self.generator)) / shape[1] ** 0.5
                 self.matrices[name] = parallel.from_first(drawn).to(parts[0])
             elif (given := tuple(self.matrices[name].shape)) != shape:
                 raise ValueError(f"feedback[{name!r}] has the shape {given}, but is to be [outputs, units] = {shape}")
@@ -132,9 +132,14 @@ class _Signal(torch.autograd.Function):
         return ctx.feedback.signal(ctx.name).view_as(gradient).to(gradient.dtype), None, None
 
 
-def source(name: str, generator: torch.Generator | None) -> dict[str, Any]:
-    """Generator and device of what is drawn for a neuron; without a generator, one seeded by its name."""
-    generator = generator or torch.Generator().manual_seed(crc32(name.encode()))
+def source(net: nn.Module, name: str, generator: torch.Generator | None) -> dict[str, Any]:
+    """Generator and device of what is drawn for a neuron; without a generator, one seeded by the neuron's place.
+
+    By its place, not its name, which wrapping a network changes.
+    """
+    if generator is None:
+        place = [each for each, module in net.named_modules() if is_neuron(module)].index(name)
+        generator = torch.Generator().manual_seed(crc32(bytes([place % 256, place // 256])))
     return {"generator": generator, "device": generator.device}
 
 
