@@ -1,10 +1,9 @@
 """Local losses as a rule of one's own: every layer learns from its own loss, and no error passes between layers.
 
-Two seams: ``Rule.installed`` changes the network for a sequence, ``Rule.objective`` is what a backward pass starts at.
+Two seams: ``Rule.forwards`` changes the network for a sequence, ``Rule.objective`` is what a backward pass starts at.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 from zlib import crc32
@@ -13,10 +12,9 @@ import torch
 from spikingjelly.activation_based import layer, neuron
 from torch import Tensor, nn
 
-from sj_online.install import replaced_forwards
 from sj_online.loss import Targets
-from sj_online.neuron.leak import is_neuron
 from sj_online.trainer import Rule
+from sj_online.trainer.cut import cut
 from sj_online.tree import tree_map
 
 
@@ -27,22 +25,10 @@ class LocalLosses(Rule):
     exact = False
     exact_in_one_step = False
 
-    @contextmanager
-    def installed(self) -> Iterator[None]:
+    def forwards(self) -> dict[nn.Module, Callable[..., Any]]:
         """Neurons that pass their spikes on without a graph."""
         self.spikes: list[tuple[str, Tensor]] = []
-        nodes = ((name, module) for name, module in self.net.named_modules() if is_neuron(module))
-        with replaced_forwards({node: self._cut(name, node) for name, node in nodes}):
-            yield
-
-    def _cut(self, name: str, node: nn.Module) -> Callable[[Tensor], Tensor]:
-        inner = node.forward
-
-        def forward(x: Tensor) -> Tensor:
-            self.spikes.append((name, inner(x)))
-            return self.spikes[-1][1].detach()
-
-        return forward
+        return cut(self.net, lambda name, s: self.spikes.append((name, s)))
 
     def objective(self, outputs: Any, targets: Targets, steps: range) -> Tensor:
         """The loss of the network, whose last layer alone it reaches, and that of each layer's readout."""

@@ -173,6 +173,16 @@ class CrossEntropyMSE:
         return ce * F.cross_entropy(output, y) + self.a * F.mse_loss(output, target)
 
 
+def one_hot_smooth_l1(output: Tensor, y: Tensor) -> Tensor:
+    """The smooth L1 distance of outputs ``[N, classes]`` from the targets, labels as one-hot (DECOLLE).
+
+    Example:
+        >>> round(one_hot_smooth_l1(torch.zeros(2, 10), torch.tensor([3, 7])).item(), 4)
+        0.05
+    """
+    return F.smooth_l1_loss(output, soft(y, output))
+
+
 def soft(y: Tensor, output: Tensor) -> Tensor:
     """Targets ``[N, classes]`` in the dtype of the output: labels become one-hot, soft targets stay as they are."""
     return (y if y.is_floating_point() else F.one_hot(y, output.shape[-1])).to(output.dtype)

@@ -62,10 +62,11 @@ def predict(net: nn.Module, x: Tensor, num_steps: int | None = None, reduce: str
         host.reset(net)
         run = Unroll(net, frames)
         outputs = (run(range(frames.T)) if whole else run(range(t, t + 1)) for t in range(1 if whole else frames.T))
-        return _reduced(outputs, reduce, frames.T)
+        return reduced(outputs, reduce, frames.T)
 
 
-def _reduced(outputs: Iterator[Any], reduce: str, T: int) -> Any:
+def reduced(outputs: Iterator[Any], reduce: str, T: int) -> Any:
+    """Outputs ``[k, N, ...]`` of windows, as ``reduce`` of :func:`predict` asks for them."""
     if reduce == "mean":
         sums = tree_map(lambda output: output.sum(0), next(outputs))
         for more in outputs:

@@ -142,7 +142,10 @@ def prepared(recipe: Recipe, fabric: Fabric, net: nn.Module) -> nn.Module:
 
 def _optimizer(asked: Named, net: nn.Module) -> torch.optim.Optimizer:
     """An optimizer whose weight decay, if it has any, spares the neurons."""
-    parameters, _ = named.parameters(named.entry("optimizers", asked.name), 1)
+    entry = named.entry("optimizers", asked.name)
+    if "net" in named.parameters(entry, 0)[0]:  # it finds the parameters by their layers
+        return named.make("optimizers", asked, net)
+    parameters, _ = named.parameters(entry, 1)
     if "weight_decay" not in parameters:
         return named.make("optimizers", asked, net.parameters())
     decay = asked.options.get("weight_decay", parameters["weight_decay"].default)

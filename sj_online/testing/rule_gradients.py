@@ -125,8 +125,9 @@ def outputs_may_be_dicts(factory: Factory) -> None:
     """A network that gives a dict trains as the same one that gives the tensor in it; the loss gets the dict."""
     net, (x, y) = network(), batch()
     named = _Named(*copy.deepcopy(net))
-    plain = seeded(made(factory, net).train_step, x, y)
-    rule = made(factory, named)
+    plain_rule, rule = made(factory, net), made(factory, named)
+    plain_rule.loss_fn = F.cross_entropy
+    plain = seeded(plain_rule.train_step, x, y)
     rule.loss_fn = lambda output, y: F.cross_entropy(output["logits"], y)
     result = seeded(rule.train_step, x, y)
     assert isinstance(result.output, dict) and result.output["logits"].shape == (N, CLASSES), "the output is no dict"

@@ -4,9 +4,9 @@ A rule is this loop with five choices: how many steps share a graph (``horizon``
 (``stride``), which steps learn (``windows``), what the weight gradient is made of, and when the weights are updated.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from typing import Any, ClassVar, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
+from typing import Any, cast
 from weakref import ref
 
 import torch
@@ -16,21 +16,20 @@ from torch import Tensor, nn
 from sj_online import check, host, state
 from sj_online.frames import Frames
 from sj_online.install import restore_all
-from sj_online.layer import is_synapse
 from sj_online.layer.quant import forget
-from sj_online.loss import Loss, Targets, window_loss
+from sj_online.loss import Loss
 from sj_online.prediction import check_free, in_sequence, predict
-from sj_online.trainer import finite, parallel
+from sj_online.trainer import finite, parallel, signal
 from sj_online.trainer.compress import compressed
+from sj_online.trainer.contract import Contract
 from sj_online.trainer.inspection import Inspection, check_network, check_optimizer
 from sj_online.trainer.result import Begun, Gradients, Result, Total, Window
 from sj_online.trainer.stream import stream
-from sj_online.trainer.table import Way, table
 from sj_online.tree import tree_map
 from sj_online.unroll import Unroll
 
 
-class Rule:
+class Rule(Contract):
     """A training rule: yields gradients, window by window, and updates the weights.
 
     Args:
@@ -47,23 +46,12 @@ class Rule:
             update is left out.
         per_step_targets: y has the time axis of x, ``[T, N, ...]``.
         compress: keep what autograd saves of spikes and small integers as bytes, without loss.
+        learn_last: k: only the last k steps have a loss; None: all.
+        feedback: what a neuron gets in the place of the gradient of its spikes: ``'symmetric'``, that gradient;
+            ``'random'`` or ``{neuron: B}``, see :class:`~sj_online.trainer.signal.Feedback`. Of rules of one step.
+        generator: of what the rule draws, its state in :meth:`state_dict`; None: torch's default one for steps, and
+            for the matrices of a neuron one seeded by its place.
     """
-
-    paper: ClassVar[str]
-    exact: ClassVar[bool]
-    """Whether the gradient of a sequence is that of backpropagation through time, or has at least its direction."""
-    exact_in_one_step: ClassVar[bool] = True
-    """Whether the gradient of a single step is that of backpropagation; not in feedback alignment, for instance."""
-    paper_update: ClassVar[str] = "sequence"
-    paper_step_scale: ClassVar[str] = "mean"
-    streams: ClassVar[bool] = True
-    """Whether it can learn without knowing the number of steps."""
-    looks_at_all_steps: ClassVar[bool] = False
-    """Whether what it must know of a network shows at any step."""
-    horizon: int | None = 1
-    """The number of steps in one graph; None for all of them."""
-    stride: int | None = 1
-    """The number of steps by which the window moves, and of outputs with a loss in it; None for all of them."""
 
     def __init__(
         self,
@@ -78,13 +66,19 @@ class Rule:
         before_step: Callable[[], Any] | None = None,
         per_step_targets: bool = False,
         compress: bool = False,
+        learn_last: int | None = None,
+        feedback: str | Mapping[str, Tensor] = "symmetric",
+        generator: torch.Generator | None = None,
     ) -> None:
         update = self.paper_update if update is None else update
         step_scale = self.paper_step_scale if step_scale is None else step_scale
         check.one_of("update", update, ("step", "sequence"))
         check.one_of("step_scale", step_scale, ("mean", "sum"))
         check.at_least_or_none("num_steps", num_steps)
+        check.at_least_or_none("learn_last", learn_last)
         check_optimizer(optimizer)
+        if feedback != "symmetric" and not self.takes_feedback:
+            raise ValueError(f"feedback={feedback!r}, but {type(self).__name__} has only 'symmetric'")
         self.net = net
         self.optimizer = optimizer
         self.loss_fn = loss_fn
@@ -95,50 +89,14 @@ class Rule:
         self.before_step = before_step or (lambda: None)
         self.per_step_targets = per_step_targets
         self.compress = compress
+        self.learn_last = learn_last
+        self.generator = generator
+        self.feedback = signal.of(net, feedback, generator)
         self.inspection = Inspection(self)
         self._gradients: Callable[[], Gradients | None] = lambda: None
         self._begun: Begun | None = None
         check_network(net, self.horizon, self.stride)
         parallel.broadcast(net)
-
-    def windows(self, T: int) -> Iterator[tuple[range, bool]]:
-        """The windows of steps in their order, and whether each learns."""
-        k = self.stride or T
-        for start in range(0, T, k):
-            yield range(start, min(start + k, T)), True
-
-    def looked(self, frames: Frames) -> None:
-        """Called when :attr:`inspection` has looked at a network that is new or has changed."""
-
-    def forward(self, unroll: Unroll, steps: range) -> Any:
-        """Run the network over ``steps``; returns the outputs ``[k, N, ...]`` that the loss is taken of."""
-        return unroll(steps)
-
-    def objective(self, outputs: Any, targets: Targets, steps: range) -> Tensor:
-        """What the backward pass of a window starts from, before it is scaled: the mean loss of its steps.
-
-        Args:
-            outputs: ``[k, N, ...]``, as :meth:`forward` gave them.
-            targets: of the k steps, with the mask.
-            steps: the window.
-        """
-        return window_loss(self.loss_fn, outputs, targets)
-
-    def scale(self, k: int, T: int) -> float:
-        """The weight of the mean loss of k steps."""
-        return k / T if self.step_scale == "mean" else float(k)
-
-    def penalty(self) -> Tensor | float:
-        """What is added to the scaled loss of every window."""
-        return 0.0
-
-    def installed(self) -> AbstractContextManager[Any]:
-        """What the rule puts into the network for the time of a sequence."""
-        return nullcontext()
-
-    def propagate(self, loss: Tensor) -> None:
-        """The backward pass of a window."""
-        self.backward(loss)
 
     def run(self, x: Tensor, y: Any, mask: Tensor | None = None) -> Iterator[Window]:
         """The loop: reset, then per window forward, loss, backward, detach."""
@@ -147,9 +105,12 @@ class Rule:
             host.reset(self.net)
             unroll, poison = Unroll(self.net, frames), finite.poison(x) + finite.poison_of_all(self.net)
             counts = parallel.any_rank(frames.counts())
+            first = self.first(frames.T)
             for steps, learns in self.windows(frames.T):
-                learns = learns and any(counts[steps.start : steps.stop])
-                yield self.window(unroll, steps, learns, self.scale(len(steps), frames.T), poison)
+                counted = range(max(steps.start, first), steps.stop)
+                learns = learns and any(counts[counted.start : counted.stop])
+                scale = self.scale(len(counted), frames.T)
+                yield self.window(unroll, steps, learns, scale, poison, counted or steps)
 
     @contextmanager
     def sequence(self, frames: Frames) -> Iterator[None]:
@@ -164,18 +125,44 @@ class Rule:
             finally:
                 state.detach(self.net)
 
-    def window(self, unroll: Unroll, steps: range, learns: bool, scale: float, poison: Tensor | float) -> Window:
-        """One window: forward, loss, backward, detach; ``poison`` is added to the loss that it tells."""
+    def window(
+        self,
+        unroll: Unroll,
+        steps: range,
+        learns: bool,
+        scale: float,
+        poison: Tensor | float,
+        counted: range | None = None,
+    ) -> Window:
+        """One window: forward, loss, backward, detach.
+
+        Args:
+            unroll: runs the network.
+            steps: the window.
+            learns: whether it does.
+            scale: of its loss.
+            poison: added to the loss that it tells.
+            counted: the last of its steps, those that the loss is of; None: all.
+        """
+        counted = counted or steps
         with compressed([unroll.frames.x]) if self.compress and learns else nullcontext():
             with torch.set_grad_enabled(learns):
-                outputs = self.forward(unroll, steps)
-                loss = self.objective(outputs, unroll.frames.targets(steps), steps)
+                outputs = self._outputs(unroll, steps)
+                last = tree_map(lambda output: output[-len(counted) :], outputs) if counted != steps else outputs
+                loss = self.objective(last, unroll.frames.targets(counted), counted)
             if learns:
                 self.propagate(loss * scale + self.penalty())
         state.detach(self.net)
         # Inside autocast the casts of the weights are cached, with their graph, until the weights change.
         torch.clear_autocast_cache()
         return Window(steps, loss.detach() + poison, tree_map(Tensor.detach, outputs), learns)
+
+    def _outputs(self, unroll: Unroll, steps: range) -> Any:
+        if self.feedback is None:
+            return self.forward(unroll, steps)
+        with torch.compiler.set_stance("force_eager"):  # a compiled network would not see the signals
+            outputs = self.forward(unroll, steps)
+        return self.feedback.caught(outputs) if torch.is_grad_enabled() else outputs
 
     def gradients(self, x: Tensor, y: Any, mask: Tensor | None = None) -> Gradients:
         """Leave ``.grad`` filled, window by window; gradients are added to what is there and never zeroed.
@@ -230,6 +217,8 @@ class Rule:
         """
         if not self.streams or self.stride is None:
             raise ValueError(f"{type(self).__name__} must know the number of steps, which a stream does not tell")
+        if self.learn_last is not None:
+            raise ValueError(f"learn_last={self.learn_last}: a stream has no last steps")
         self._begun = None
         return stream(self, steps, self.stride)
 
@@ -258,25 +247,3 @@ class Rule:
         if (gradients := self._gradients()) is not None:
             gradients.close()
         restore_all(self.net)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs besides the network's and the optimizer's states."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave."""
-
-    def ways(self) -> dict[str, Way]:
-        """How the gradient of each synapse comes about, by its name."""
-        how = "spike" if self.horizon == 1 else f"autograd within {self._graph()}"
-        return {name: Way("", how) for name, module in self.net.named_modules() if is_synapse(module)}
-
-    def _graph(self) -> str:
-        return {None: "all steps", 1: "one step"}.get(self.horizon, f"{self.horizon} steps")
-
-    def __repr__(self) -> str:
-        """The rule, and the way in which every parameter that learns gets its gradient."""
-        kind = "exact" if self.exact else "approximate"
-        horizon = "all steps" if self.horizon is None else f"{self.horizon} step{'s' * (self.horizon > 1)}"
-        head = f"{type(self).__name__} ({self.paper}; {kind}; horizon {horizon}; update per {self.update}"
-        return f"{head}; loss {self.step_scale} over steps)\n{table(self.net, self.ways(), self._graph())}"

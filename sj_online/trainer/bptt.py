@@ -31,6 +31,7 @@ class BPTT(Rule):
 
     paper = "STBP (Wu et al. 2018)"
     exact = True
+    takes_feedback = False
     streams = False
     horizon = None
     stride = None

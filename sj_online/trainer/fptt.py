@@ -1,6 +1,6 @@
 """Online training with a regulariser that pulls the parameters to their running average."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Unpack
 
@@ -13,6 +13,8 @@ from sj_online.trainer.options import Common, only
 
 class _Options(Common, total=False):
     step_scale: str | None
+    feedback: str | Mapping[str, Tensor]
+    generator: torch.Generator | None
 
 
 class FPTT(Rule):
@@ -119,9 +121,10 @@ class FPTT(Rule):
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Nothing; but the averages fit the network when a sequence begins."""
+        """As of all rules; and the averages fit the network when a sequence begins."""
         self._follow()
-        yield
+        with super().installed():
+            yield
 
     def update_weights(self) -> None:
         """Step the optimizer, then move the multipliers and the averages."""
@@ -144,7 +147,8 @@ class FPTT(Rule):
     def state_dict(self) -> dict[str, Any]:
         """The averages and multipliers, in the order of the optimizer's parameters."""
         self._look()
-        return {"means": self.means, "multipliers": self.multipliers, "at_means": self.at_means}
+        own = {"means": self.means, "multipliers": self.multipliers, "at_means": self.at_means}
+        return super().state_dict() | own
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave.
@@ -163,3 +167,4 @@ class FPTT(Rule):
             for own, value in zip(getattr(self, name), state[name], strict=True):
                 own.copy_(value)
         self._left(at_means=state.get("at_means", True))
+        super().load_state_dict(state)

@@ -81,8 +81,9 @@ class NDOT(OTTT):
         with dual_level(), torch.compiler.set_stance("force_eager"):
             return tree_map(lambda output: unpack_dual(output).primal, super().forward(unroll, steps))
 
-    def _forwards(self) -> dict[nn.Module, Callable[..., Any]]:
-        inner = super()._forwards()
+    def forwards(self) -> dict[nn.Module, Callable[..., Any]]:
+        """The traces in synapses and neurons."""
+        inner = super().forwards()
         return inner | {node: each.around(node, inner.get(node, node.forward)) for node, each in self.emissions.items()}
 
     @contextmanager

@@ -5,8 +5,9 @@ from typing import Unpack
 from torch import nn, optim
 
 from sj_online.topology import Place
+from sj_online.trainer.options import TracedOptions
 from sj_online.trainer.synapse import Trace
-from sj_online.trainer.traced import TracedOptions, TracedRule
+from sj_online.trainer.traced import TracedRule
 
 
 class OTTT(TracedRule):
@@ -17,12 +18,14 @@ class OTTT(TracedRule):
     current. Equal to BPTT in a last layer that spikes (soft reset, detached), approximate below. A readout has no
     membrane behind it; it is traced with the leak of the neurons that feed it, as the authors do.
 
-    ``update='sequence'`` is the paper's OTTT_A, ``'step'`` its OTTT_O. ``trace_input=True, trace_bias=True,
-    trace_readout=False`` is what Eq. 4 says of every layer; the defaults are what the authors run.
+    ``update='sequence'`` is the paper's OTTT_A, ``'step'`` its OTTT_O. ``exact=True`` is what Eq. 4 says of every
+    layer: inputs and biases are traced, and a readout, which has no membrane, is not. The default is what the authors
+    run, the other way round; on data with time the equations are the better choice.
 
     Args:
         net: see :class:`~sj_online.trainer.traced.TracedRule`, as the arguments not named here.
         optimizer: see there.
+        exact: the traces of the equations; else the authors'. What the next three say goes before.
         trace_input: trace the input of the synapses that no neuron feeds.
         trace_bias: trace the constant input of biases.
         trace_readout: trace the input of the synapses that reach no neuron.
@@ -51,14 +54,15 @@ class OTTT(TracedRule):
         net: nn.Module,
         optimizer: optim.Optimizer,
         *,
-        trace_input: bool = False,
-        trace_bias: bool = False,
-        trace_readout: bool = True,
+        exact: bool = False,
+        trace_input: bool | None = None,
+        trace_bias: bool | None = None,
+        trace_readout: bool | None = None,
         **options: Unpack[TracedOptions],
     ) -> None:
-        self.trace_input = trace_input
-        self.trace_bias = trace_bias
-        self.trace_readout = trace_readout
+        self.trace_input = exact if trace_input is None else trace_input
+        self.trace_bias = exact if trace_bias is None else trace_bias
+        self.trace_readout = not exact if trace_readout is None else trace_readout
         super().__init__(net, optimizer, **options)
 
     def synapse(self, place: Place) -> Trace | None:

@@ -1,7 +1,7 @@
 """Backward at K random steps only."""
 
 from collections.abc import Iterator
-from typing import Any, Unpack
+from typing import Unpack
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from torch import nn
 from sj_online import check
 from sj_online.trainer import parallel
 from sj_online.trainer.base import Rule
-from sj_online.trainer.options import Options
+from sj_online.trainer.options import Signalled
 
 
 class RandomBP(Rule):
@@ -48,29 +48,21 @@ class RandomBP(Rule):
         generator: torch.Generator | None = None,
         *,
         stop_early: bool = False,
-        **options: Unpack[Options],
+        **options: Unpack[Signalled],
     ) -> None:
         check.at_least("k", k)
-        super().__init__(net, optimizer, **options)
+        super().__init__(net, optimizer, generator=generator, **options)
         self.k = k
-        self.generator = generator
         self.stop_early = stop_early
 
     def windows(self, T: int) -> Iterator[tuple[range, bool]]:
         """Single steps, K of which learn."""
-        if self.k > T:
-            raise ValueError(f"k={self.k} steps cannot be drawn from T={T}")
+        first = self.first(T)
+        if self.k > T - first:
+            last = f"the last {T - first} of " * (first > 0)
+            raise ValueError(f"k={self.k} steps cannot be drawn from {last}T={T}")
         device = self.generator.device if self.generator else "cpu"
-        drawn = torch.randperm(T, generator=self.generator, device=device)
+        drawn = first + torch.randperm(T - first, generator=self.generator, device=device)
         learning = set(parallel.from_first(drawn)[: self.k].tolist())
         for t in range(max(learning) + 1 if self.stop_early else T):
             yield range(t, t + 1), t in learning
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state of the generator, if there is one."""
-        return {} if self.generator is None else {"generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the generator."""
-        if self.generator is not None:
-            self.generator.set_state(state["generator"])

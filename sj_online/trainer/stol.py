@@ -59,6 +59,7 @@ class STOL(Rule):
 
     paper = "STOL (Xue et al.)"
     exact = False
+    takes_feedback = False
     paper_update = "step"
     paper_step_scale = "sum"
 

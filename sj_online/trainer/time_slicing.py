@@ -37,6 +37,7 @@ class TimeSlicing(Rule):
 
     paper = "LM-H (Hao et al. 2024)"
     exact = False
+    takes_feedback = False
     paper_update = "step"
 
     def __init__(

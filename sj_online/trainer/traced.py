@@ -9,7 +9,6 @@ from torch import Tensor, nn, optim
 
 from sj_online import check, host
 from sj_online.frames import Frames
-from sj_online.install import replaced_forwards
 from sj_online.layer import is_synapse
 from sj_online.neuron.leak import is_neuron
 from sj_online.topology import Place, display_name
@@ -17,19 +16,12 @@ from sj_online.trainer import leak
 from sj_online.trainer.activity import Recorder
 from sj_online.trainer.base import Rule
 from sj_online.trainer.functional import Functional
-from sj_online.trainer.options import Options
+from sj_online.trainer.options import OfOneStep, check_traced
 from sj_online.trainer.synapse import Trace
 from sj_online.trainer.table import Way
 from sj_online.unroll import Unroll
 
 UNSEEN = Place("hidden", ())
-
-
-class TracedOptions(Options, total=False):
-    """The options that every traced rule takes by keyword; see :class:`TracedRule`."""
-
-    trace: Mapping[str, bool] | None
-    trace_decay: Mapping[str, float] | float | None
 
 
 class TracedRule(Rule):
@@ -58,7 +50,7 @@ class TracedRule(Rule):
         *,
         trace: Mapping[str, bool] | None = None,
         trace_decay: Mapping[str, float] | float | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[OfOneStep],
     ) -> None:
         super().__init__(net, optimizer, **options)
         self.trace = dict(trace or {})
@@ -69,19 +61,7 @@ class TracedRule(Rule):
         self.products: tuple[str, ...] = ()
         self.recorders: dict[str, Recorder] = {}
         self._unseen: set[str] = set()
-        known = {host.shown(name) for name, module in net.named_modules() if is_synapse(module)}
-        known |= {display_name(name) for name, _ in net.named_parameters(remove_duplicate=False)}
-        named: list[tuple[str, str]] = [("trace", name) for name in self.trace]
-        if isinstance(self.trace_decay, dict):
-            named += [("trace_decay", name) for name in self.trace_decay]
-            for name, value in self.trace_decay.items():
-                check.between(f"trace_decay[{name!r}]", value, 0, 1)
-        else:
-            check.between("trace_decay", self.trace_decay, 0, 1)
-        for argument, name in named:
-            if name not in known:
-                synapses = ", ".join(name for name, module in net.named_modules() if is_synapse(module))
-                raise ValueError(f"{argument} names {name!r}, which is none of the synapses {synapses}")
+        check_traced(net, self.trace, self.trace_decay)
 
     def synapse(self, place: Place) -> Trace | None:
         """The trace that a synapse at this place keeps, a new one; None: its gradient is made of the spikes."""
@@ -176,7 +156,7 @@ class TracedRule(Rule):
         names = {name, *map(display_name, self.functional.get(name, ()))}
         return not all(self.trace.get(host.shown(each), True) for each in names)
 
-    def _forwards(self) -> dict[nn.Module, Callable[..., Any]]:
+    def forwards(self) -> dict[nn.Module, Callable[..., Any]]:
         """The forwards that the traces are in."""
         modules = dict(self.net.named_modules())
         doors = {inner: wrapper for wrapper, inner in host.checkpointed(self.net).items()}
@@ -190,7 +170,7 @@ class TracedRule(Rule):
     def installed(self) -> Iterator[None]:
         """The traces, in their synapses for the time of a sequence."""
         try:
-            with replaced_forwards(self._forwards()):
+            with super().installed():
                 yield
         finally:
             self.recorders = {}
@@ -199,13 +179,14 @@ class TracedRule(Rule):
 
     def state_dict(self) -> dict[str, Any]:
         """The places found: leaks that were one at first may since have been learnt apart."""
-        return {
+        return super().state_dict() | {
             "places": {name: [place.role, list(place.neurons)] for name, place in self.places.items()},
             "functional": {name: list(parameters) for name, parameters in self.functional.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the places."""
+        super().load_state_dict(state)
         places = {name: Place(role, tuple(neurons)) for name, (role, neurons) in state["places"].items()}
         self._build(places, {name: tuple(parameters) for name, parameters in state["functional"].items()})
 

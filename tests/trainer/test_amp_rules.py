@@ -3,7 +3,7 @@
 import pytest
 import torch
 from lightning_fabric import Fabric
-from package_names import own
+from package_names import fit_for, own
 from spikingjelly.activation_based import layer, neuron
 from torch import nn
 
@@ -38,13 +38,14 @@ def batch(N=N):
 
 
 def make(name, net, lr=0.1, **options):
+    net = fit_for(name, net)
     rule = registry.get("trainers", name)(net, torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9), **options)
     torch.manual_seed(2)  # of the steps that random BP draws
     return rule
 
 
 def gradient(net):
-    return torch.cat([p.grad.flatten() for p in net.parameters()])
+    return torch.cat([p.grad.flatten() for p in net.parameters() if p.requires_grad])
 
 
 def summed(rule, x, y):
@@ -66,7 +67,7 @@ def test_bf16_autocast_gives_the_gradient_to_half_precision(name, norm):
     with torch.autocast("cpu", torch.bfloat16):
         half = summed(rule, x, y)
     assert cosine(half, full) > 0.99 and (half != full).any()
-    assert all(p.dtype == p.grad.dtype == torch.float32 for p in rule.net.parameters())
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in rule.net.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -128,7 +129,7 @@ def test_an_overflow_skips_the_step(name):
 def test_fabric_runs_it(name):
     x, y = batch()
     fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
-    net = network(norm=True)
+    net = fit_for(name, network(norm=True))
     wrapped, optimizer = fabric.setup(net, torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9))
     rule = registry.get("trainers", name)(wrapped, optimizer, backward=fabric.backward)
     torch.manual_seed(2)

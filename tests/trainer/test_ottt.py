@@ -208,3 +208,14 @@ def test_theorem_1_gives_a_descent_direction():
     late = torch.tensor([0.0, 0.0, 1.0, 0.0, -1.5]).double()[:, None].expand(5, 3)
     met, product = sample(falling, late)
     assert not met and product < 0
+
+
+def test_exact_is_the_traces_of_the_equations_and_flags_go_before():
+    net, (x, y) = mlp(2.0, 4.0), batch()
+    flags = {"trace_input": True, "trace_bias": True, "trace_readout": False}
+    exact = gradients(make(OTTT, net, exact=True), x, y)
+    torch.testing.assert_close(exact, gradients(make(OTTT, net, **flags), x, y), rtol=0, atol=0)
+    mixed = gradients(make(OTTT, net, exact=True, trace_readout=True), x, y)
+    torch.testing.assert_close(mixed[:-2], exact[:-2], rtol=0, atol=0)
+    assert_differ(mixed[-2], exact[-2])
+    assert_differ(gradients(make(OTTT, net), x, y)[0], exact[0])

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from package_names import own
+from package_names import fit_for, own
 from spikingjelly.activation_based import layer, neuron
 from torch import nn
 
@@ -27,9 +27,10 @@ def plain(seed, name):
 def normalised(seed, name):
     """Batch normalisation, parameters per step (some have no gradient), weights that are not contiguous."""
     torch.manual_seed(seed)
-    node = EMPFNode(T, membrane_norm=None if name in ("ottt", "ndot") else 4)  # no one leak
+    plain_node = name in ("ottt", "ndot", "eprop", "decolle", "rate_bp")  # no one leak, not elementwise
+    node = EMPFNode(T, membrane_norm=None if plain_node else 4)
     net = nn.Sequential(layer.Conv2d(2, 4, 3), layer.BatchNorm2d(4), node, layer.Flatten(), layer.Linear(16, CLASSES))
-    return net.double().to(memory_format=torch.channels_last)
+    return fit_for(name, net.double().to(memory_format=torch.channels_last))
 
 
 def batch():

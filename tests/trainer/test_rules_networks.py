@@ -77,6 +77,10 @@ def peak(name, build, T):
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("build", [Residual, feedback])
 def test_memory_is_the_horizons_at_any_length(name, build):
+    if name == "rate_bp" and build is feedback:
+        with pytest.raises(ValueError, match="'0' .Feedback. keeps 'features' from step to step: RateBP cannot run it"):
+            peak(name, build, 8)
+        return
     (short, horizon), (long, _) = peak(name, build, 8), peak(name, build, 32)
     if horizon is None:
         assert long > 3 * short
