@@ -15,11 +15,11 @@ LAST = {  # the beginning of the last line, where it is not an epoch's
     "compare_rules": "FPTT",
     "endless_stream": "step    400",
 }
-OWN = {"train_digits", "feedback_alignment", "local_losses"}  # they are run by tests of their own
+OWN = {"train_digits", "feedback_alignment", "local_losses", "otpe", "stllr"}  # run by tests of their own
 
 
 def test_every_script_has_a_smoke():
-    scripts = {path.stem for path in EXAMPLES.glob("*.py") if not path.stem.startswith("bench_")}
+    scripts = {path.stem for path in EXAMPLES.glob("*.py") if not path.stem.startswith(("bench_", "accuracy_"))}
     assert scripts == set(SCRIPTS) | OWN
 
 
