@@ -184,6 +184,7 @@ def test_packed_file(tmp_path, monkeypatch, run_dir, fails):
     [
         (lambda header: header["kwargs"].update(width=9), "has no synapse"),
         (lambda header: header["kwargs"].update(num_steps=7), "raw_decay"),
+        (lambda header: header["kwargs"].update(width=500_000), "GB for its weights"),
         (lambda header: next(iter(header["packed"].values())).update(shape=[9, 4, 3, 3]), "is not there with its type"),
         (lambda header: header["metadata"].clear(), "it names no data set"),
         (lambda header: header["metadata"].update(num_steps="many"), "num_steps='many' is not a whole number"),

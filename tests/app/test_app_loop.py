@@ -430,6 +430,17 @@ def test_evaluation_takes_masks(tmp_path):
     assert stats.results()["loss"] == 2.0
 
 
+def test_ranks_share_what_is_evaluated(monkeypatch):
+    parts = small.parts()
+    monkeypatch.setattr(type(parts.fabric), "world_size", 2)
+    seen = []
+    for rank in range(2):
+        monkeypatch.setattr(type(parts.fabric), "global_rank", rank)
+        seen.append(torch.cat([x for x, _ in batches.evaluation(parts, parts.data.test)]))
+    images, _ = parts.data.test[:]
+    assert seen[0].equal(images[::2]) and seen[1].equal(images[1::2])
+
+
 def test_evaluate_leaves_the_network_as_it_was(done):
     parts = done[0]
     parts.net.train()
