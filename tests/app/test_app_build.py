@@ -141,16 +141,22 @@ def test_names_and_options_are_checked_before_anything_is_built(monkeypatch):
 
     for name in ("make_fabric", "network", "load_data"):
         monkeypatch.setattr(building, name, never)
-    for change in (
-        {"train": {"callbacks": ["nope"]}},
-        {"train": {"schedule": {"options": {"nope": 1}}}},
-        {"dataset": {"batch": ["nope"]}},
-        {"dataset": {"options": {"download": True}}},
-        {"train": {"rule": {"options": {"per_step_targets": True}}}},
-        {"start": {"run": "x", "convert": "nope"}},
-        {"train": {"loss": {"options": {"input": 1}}}},
+    for change, message in (
+        ({"model": {"options": {"nope": 1}}}, "model small_vgg: nope is not an option"),
+        ({"dataset": {"options": {"download": True}}}, "data set digits: download cannot be set here"),
+        ({"dataset": {"augment": ["nope"]}}, "'nope' is not a registered name of augmentations"),
+        ({"dataset": {"batch": ["nope"]}}, "'nope' is not a registered name of augmentations"),
+        ({"dataset": {"batch": [{"name": "mixup", "options": {"steps": 1}}]}}, "steps cannot be set here"),
+        ({"train": {"rule": {"options": {"optimizer": 1}}}}, "training rule sltt: optimizer is not an option"),
+        ({"train": {"rule": {"options": {"per_step_targets": True}}}}, "per_step_targets cannot be set here"),
+        ({"train": {"loss": {"options": {"target": 1}}}}, "loss cross_entropy: target is not an option"),
+        ({"train": {"loss": {"name": "HuberLoss", "options": {"input": 1}}}}, "it has reduction, delta"),
+        ({"train": {"optimizer": {"options": {"params": 1}}}}, "optimizer sgd: params is not an option"),
+        ({"train": {"schedule": {"options": {"optimizer": 1}}}}, "schedule cosine: optimizer is not an option"),
+        ({"train": {"callbacks": ["nope"]}}, "'nope' is not a registered name of callbacks"),
+        ({"start": {"run": "x", "convert": "nope"}}, "'nope' is not one of the conversions"),
     ):
-        with pytest.raises(ValueError, match="nope|download|per_step_targets|input"):
+        with pytest.raises(ValueError, match=message):
             parts(**change)
 
 

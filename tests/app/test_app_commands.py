@@ -190,6 +190,18 @@ def test_help(capsys, command):
     assert "usage: sj-online" in capsys.readouterr().out
 
 
+def test_every_argument_says_what_it_is():
+    (commands,) = (action.choices for action in cli._parser()._actions if isinstance(action.choices, dict))
+    assert set(commands) == {"train", "eval", "export", "list"}
+    for command in commands.values():
+        assert [action.dest for action in command._actions if not action.help] == []
+
+
+def test_export_is_told_where_to(run_dir, capsys):
+    assert main(["export", str(run_dir)]) == 2
+    assert capsys.readouterr().err == "sj-online: error: the following arguments are required: --to\n"
+
+
 def test_a_reader_that_has_had_enough_sees_no_error():
     reader, writer = os.pipe()
     os.close(reader)

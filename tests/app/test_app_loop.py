@@ -205,6 +205,20 @@ def test_a_finished_run_stays_as_it_is(tmp_path, done):
         fit(small.parts(small.recipe(epochs=1)), out, resume=True)
 
 
+def test_fewer_epochs_than_were_begun_are_refused(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        fit(small.parts(callbacks=[Log(), Stop(6)]), tmp_path)  # a batch into the second
+    with pytest.raises(ValueError, match=r"train.epochs=1 is less than .*last.ckpt has seen: it is in epoch 2"):
+        fit(small.parts(small.recipe(epochs=1)), tmp_path, resume=True)
+
+
+def test_after_an_epoch_the_batch_may_be_another(tmp_path):
+    fit(small.parts(small.recipe(epochs=1)), tmp_path)
+    fit(small.parts(small.recipe(epochs=2, batch_size=160)), tmp_path, resume=True)
+    progress = state.read(tmp_path / "last.ckpt")["progress"]
+    assert (progress["batches"], progress["batch_size"]) == (5 + 2, 160)
+
+
 def test_a_momentum_that_the_schedule_moves_follows_too(tmp_path):
     cycle = lambda optimizer, epochs: OneCycleLR(optimizer, 0.1, total_steps=epochs + 1)  # noqa: E731
     with pytest.raises(KeyboardInterrupt):
