@@ -23,7 +23,8 @@ from sj_online.deploy.pack import pack, unpack
 from sj_online.deploy.runtime import Packed, check_packable, pack_synapse
 from sj_online.deploy.state import baked_state, check_alike, check_unique, json_value, stored, unchanged_on_error
 from sj_online.files import replacing
-from sj_online.layer.quant import BinaryConv2d, BinaryLinear, Quantized
+from sj_online.layer.quant import BinaryConv2d, BinaryLinear
+from sj_online.layer.quantized import Quantized
 
 _EXTRA = "_extra_state"
 

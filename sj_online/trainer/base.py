@@ -17,7 +17,7 @@ from sj_online import check, host, state
 from sj_online.frames import Frames
 from sj_online.install import restore_all
 from sj_online.layer import is_synapse
-from sj_online.layer.quant import forget
+from sj_online.layer.quantized import forget
 from sj_online.loss import Loss, Targets, window_loss
 from sj_online.prediction import check_free, in_sequence, predict
 from sj_online.trainer import finite, parallel

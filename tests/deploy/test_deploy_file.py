@@ -12,7 +12,7 @@ from torch import nn
 from sj_online import model, registry
 from sj_online.deploy import export, load, read_header
 from sj_online.layer import BinaryConv2d, BinaryLinear, TernaryConv2d
-from sj_online.layer.quant import Quantized
+from sj_online.layer.quantized import Quantized
 from sj_online.layer.replace import quantize_synapses
 
 
