@@ -158,7 +158,7 @@ def quantised(x: Tensor, step: float) -> Tensor:
         >>> quantised(torch.tensor([-1.0, 0.125, 0.75, 99.0]), 0.25)
         tensor([  0,   0,   3, 255], dtype=torch.uint8)
     """
-    return _bytes(torch.quantize_per_tensor(x, step, 0, torch.quint8))
+    return bytes_of(torch.quantize_per_tensor(x, step, 0, torch.quint8))
 
 
 def levels_of(x: Tensor) -> tuple[Tensor, float] | None:
@@ -191,11 +191,11 @@ def _multiples(x: Tensor, step: float) -> Tensor | None:
     q = torch.quantize_per_tensor(x, step, 0, torch.quint8)
     rest = q.dequantize().sub_(x)
     low, high = torch.aminmax(rest)
-    return _bytes(q) if low == 0 == high else None  # NaN is not 0
+    return bytes_of(q) if low == 0 == high else None  # NaN is not 0
 
 
-def _bytes(q: Tensor) -> Tensor:
-    """The bytes of a quantised tensor, without the copy that int_repr() makes."""
+def bytes_of(q: Tensor) -> Tensor:
+    """The bytes of a tensor of dtype quint8, in its memory (int_repr() copies)."""
     return torch.empty(0, dtype=torch.uint8).set_(q.untyped_storage(), 0, q.shape, q.stride())
 
 
