@@ -115,6 +115,11 @@ def transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def uncompile(net: nn.Module) -> None:
+    """Undo ``net.compile()``, for which torch has no call."""
+    net._compiled_call_impl = None
+
+
 def watched() -> bool:
     """Whether a mode of torch sees the calls or operators that run now: a trace, a counter, a default device."""
     return torch._C._len_torch_function_stack() + torch._C._len_torch_dispatch_stack() > 0

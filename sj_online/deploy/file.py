@@ -9,6 +9,7 @@ metadata hold one JSON object::
 """
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from sj_online import registry
-from sj_online.deploy.header import FORMAT, KEY, check, join, read
+from sj_online import check, registry
+from sj_online.deploy.choose import RUNTIMES, choose, compile_network
+from sj_online.deploy.header import FORMAT, KEY, checked, join, read
 from sj_online.deploy.pack import pack, unpack
 from sj_online.deploy.runtime import Packed, check_packable, pack_synapse
 from sj_online.deploy.state import baked_state, check_alike, check_unique, json_value, stored, unchanged_on_error
@@ -27,6 +29,7 @@ from sj_online.layer.quant import BinaryConv2d, BinaryLinear
 from sj_online.layer.quantized import Quantized
 
 _EXTRA = "_extra_state"
+_log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -78,26 +81,45 @@ def export(
         text = json.dumps(header, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"kwargs and metadata must be JSON values: {error}") from error
-    check(header, tensors)
+    checked(header, tensors)
     content = save(tensors, {KEY: text})
     with replacing(Path(path)) as temporary:
         temporary.write_bytes(content)
 
 
-def load(path: str | Path, net: nn.Module | None = None) -> nn.Module:
+def load(
+    path: str | Path,
+    net: nn.Module | None = None,
+    *,
+    runtime: str = "packed",
+    example_input: Tensor | None = None,
+    compile: bool = False,
+) -> nn.Module:
     """Read a packed file into a network in eval mode, with the logits of the network that was exported.
+
+    How it runs, and which synapses compute with integers, is logged and told by :func:`~.choose.report`. With integers
+    (on a CPU) the batch norms are folded into the synapses and the neurons take few passes: each layer is equal up to
+    rounding, and a level that lies on an edge may flip, as it may between two layouts of one float network.
 
     Args:
         path: a file that :func:`export` wrote.
         net: the network to fill, in place; by default the registered model that the file names is built.
+        runtime: ``'packed'``: least memory, each weight is unpacked when it is used; ``'unpacked'``: once, here;
+            ``'int8'``: synapses that see spikes or levels compute with integers, others unpacked; where the machine
+            lacks that, ``'unpacked'``, with a warning that says why; ``'auto'``: what is faster, synapse by synapse.
+        example_input: what the network is called with (of one step in step mode 's'), to find out about ``'int8'``;
+            by default one is made up from its first synapse.
+        compile: compile it with ``torch.compile``; where that fails, a warning says why and it runs as it is.
 
     Raises:
         ValueError: one line that names the file and what is wrong: unreadable, truncated, foreign, another format,
-            or header, tensors and network do not match. ``net`` then has the layers and tensors that it had.
+            or header, tensors and network do not match. ``net`` then has the layers and tensors that it had. Or there
+            is no such runtime.
 
     Example:
         See :func:`export`.
     """
+    check.one_of("runtime", runtime, RUNTIMES)
     header, tensors = read(Path(path))
     try:
         if net is None:
@@ -108,7 +130,12 @@ def load(path: str | Path, net: nn.Module | None = None) -> nn.Module:
             _fill(net, header["packed"], tensors, header["extra"])
     except Exception as error:  # of any kind: set_extra_state is the user's
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
-    return net.requires_grad_(False).eval()
+    net.requires_grad_(False).eval()
+    found = choose(net, runtime, example_input)
+    if compile:
+        compile_network(net, example_input, found)
+    _log.info("%s: %s", path, found)
+    return net
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
@@ -175,7 +202,8 @@ def _fill(net: nn.Module, packed: dict[str, Any], tensors: dict[str, Tensor], ex
             check_alike(name, old, tensors.get(name))
     for name, entry in packed.items():
         pack_synapse(modules[name], entry["bits"])
-        modules[name].scale = modules[name].scale.new_ones(tensors[join(name, "scale")].shape)  # type: ignore
+        packed_module: Any = modules[name]
+        packed_module.scale = packed_module.scale.new_ones(tensors[join(name, "scale")].shape)
     devices = {name: value.device for name, value in net.state_dict().items() if isinstance(value, Tensor)}
     filled = {name: tensor.to(devices.get(name, "cpu")) for name, tensor in tensors.items()}
     net.load_state_dict(filled | extra, assign=True)

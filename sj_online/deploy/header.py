@@ -39,13 +39,13 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         header = json.loads(text)
         if isinstance(header, dict):
             header.setdefault("extra", {})  # files of earlier versions have none
-        check(header, tensors)
+        checked(header, tensors)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: damaged header: {error}") from error
     return header, tensors
 
 
-def check(header: Any, tensors: dict[str, Tensor]) -> None:
+def checked(header: Any, tensors: dict[str, Tensor]) -> None:
     """Header against tensors; nothing is allocated by what the header says.
 
     Raises:
