@@ -80,11 +80,20 @@ def train(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Print the accuracy on the test data."""
-    from sj_online.app.outcome import open_for_evaluation
+    from sj_online.app import outcome
     from sj_online.app.outcome import test_accuracy as accuracy
 
-    parts = open_for_evaluation(args.source, checkpoint=args.checkpoint, root=args.data, precision=args.precision)
+    parts = outcome.open_for_evaluation(
+        args.source, checkpoint=args.checkpoint, root=args.data, precision=args.precision, runtime=args.runtime
+    )
     name, samples = parts.recipe.dataset.name, len(parts.data.test)
+    if args.stream:
+        live = outcome.stream(parts)
+        print(
+            f"accuracy {live.accuracy:.4f} ({live.samples} test images of {name}, live: one at a time, step by step,"
+            f" median {live.milliseconds:.2f} ms a step)"
+        )
+        return
     print(f"accuracy {accuracy(parts):.4f} ({samples} test images of {name})")
 
 
@@ -107,6 +116,8 @@ def show(args: argparse.Namespace) -> None:
             print(f"  {name:<34}{_describe(group, name)}")
 
 
+RUNTIMES = ("packed", "unpacked", "int8", "auto")
+"""Of a packed file, as sj_online.deploy.load has them; the command line answers without torch."""
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "train": train,
     "eval": evaluate,
@@ -131,6 +142,8 @@ def _parser() -> Parser:
     each["eval"].add_argument(
         "--precision", choices=get_args(Precision), help="fabric.precision, if not the one trained with"
     )
+    each["eval"].add_argument("--runtime", choices=RUNTIMES, default="packed", help="how a packed file runs")
+    each["eval"].add_argument("--stream", action="store_true", help="live: one sample, one step at a time")
     each["export"].add_argument("run", help="directory of a run")
     each["export"].add_argument("--to", required=True, action=Once, help="the .safetensors file to write")
     for name in ("eval", "export"):
