@@ -6,25 +6,29 @@ metadata hold one JSON object::
 
     {"format": 1, "model": NAME | null, "kwargs": {...}, "metadata": {...},
      "packed": {SYNAPSE: {"bits": 1 | 2, "shape": [...]}}, "extra": {KEY: VALUE}}
+
+``"signed": true`` beside ``"bits"`` says that scales may be negative, as with a norm folded into them. A checksum of
+all of it stands beside; files of earlier versions have none.
 """
 
 import json
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from sj_online import check, registry
+from sj_online.deploy import bytes as content
+from sj_online.deploy.build import build
 from sj_online.deploy.choose import RUNTIMES, choose, compile_network
-from sj_online.deploy.header import FORMAT, KEY, checked, join, read
+from sj_online.deploy.header import FORMAT, checked, join, one_line, read
 from sj_online.deploy.pack import pack, unpack
 from sj_online.deploy.runtime import Packed, check_packable, pack_synapse
 from sj_online.deploy.state import baked_state, check_alike, check_unique, json_value, stored, unchanged_on_error
-from sj_online.files import replacing
 from sj_online.layer.quant import BinaryConv2d, BinaryLinear
 from sj_online.layer.quantized import Quantized
 
@@ -82,9 +86,7 @@ def export(
     except (TypeError, ValueError) as error:
         raise ValueError(f"kwargs and metadata must be JSON values: {error}") from error
     checked(header, tensors)
-    content = save(tensors, {KEY: text})
-    with replacing(Path(path)) as temporary:
-        temporary.write_bytes(content)
+    content.write(Path(path), text, tensors)
 
 
 def load(
@@ -125,11 +127,11 @@ def load(
         if net is None:
             if header["model"] is None:
                 raise ValueError("it names no model; give the network to fill: load(path, net)")
-            net = registry.get("models", header["model"])(**header["kwargs"])
+            net = _built(header, tensors)
         with unchanged_on_error(net):
             _fill(net, header["packed"], tensors, header["extra"])
     except Exception as error:  # of any kind: set_extra_state is the user's
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path}: {one_line(error)}") from error
     net.requires_grad_(False).eval()
     found = choose(net, runtime, example_input)
     if compile:
@@ -145,6 +147,17 @@ def read_header(path: str | Path) -> dict[str, Any]:
         ValueError: as :func:`load`.
     """
     return read(Path(path))[0]
+
+
+def _built(header: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
+    """The network that the header names, compared with the tensors before it is built."""
+    elements = sum(tensor.numel() for tensor in tensors.values())
+    elements += sum(math.prod(entry["shape"]) for entry in header["packed"].values())
+
+    def check(net: nn.Module) -> None:
+        _compare(net, header["packed"], tensors, header["extra"])
+
+    return build(registry.get("models", header["model"]), header["kwargs"], elements, check)
 
 
 def _modules(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -164,7 +177,8 @@ def _is_packable(module: nn.Module) -> bool:
 def _pack_into(tensors: dict[str, Tensor], name: str, module: Any, state: dict[str, Any]) -> dict[str, Any]:
     """Put bits and scale in the place of the weight, and return the header's entry."""
     if isinstance(module, Packed):
-        return {"bits": module.bits, "shape": list(module.shape)}
+        signed = {"signed": True} if bool((module.scale < 0).any()) else {}
+        return {"bits": module.bits, "shape": list(module.shape), **signed}
     check_packable(module, module.bits)
     weight = tensors.pop(join(name, "weight"), None)
     if weight is None:
@@ -182,8 +196,8 @@ def _pack_into(tensors: dict[str, Tensor], name: str, module: Any, state: dict[s
     return {"bits": module.bits, "shape": list(weight.shape)}
 
 
-def _fill(net: nn.Module, packed: dict[str, Any], tensors: dict[str, Tensor], extra: dict[str, Any]) -> None:
-    """Check first what can be checked."""
+def _compare(net: nn.Module, packed: dict[str, Any], tensors: dict[str, Tensor], extra: dict[str, Any]) -> None:
+    """Raise unless the file holds what the network takes."""
     modules = dict(_modules(net))
     synapses = {name: modules[name] for name in packed if name in modules}
     check_unique(synapses)
@@ -193,6 +207,7 @@ def _fill(net: nn.Module, packed: dict[str, Any], tensors: dict[str, Tensor], ex
         weight = synapse if isinstance(synapse, Packed) else state.pop(join(name, "weight"), torch.empty(0))
         if synapse is None or list(weight.shape) != entry["shape"]:
             raise ValueError(f"the network has no synapse {name!r} with a weight of shape {entry['shape']}")
+        check_packable(synapse, entry["bits"])
         state |= {join(name, part): tensors[join(name, part)] for part in ("packed", "scale")}
     unmatched = state.keys() ^ (tensors.keys() | extra.keys())
     if unmatched:
@@ -200,10 +215,21 @@ def _fill(net: nn.Module, packed: dict[str, Any], tensors: dict[str, Tensor], ex
     for name, old in state.items():
         if name.rpartition(".")[2] != _EXTRA:  # which the module may take in any form
             check_alike(name, old, tensors.get(name))
+
+
+def _fill(net: nn.Module, packed: dict[str, Any], tensors: dict[str, Tensor], extra: dict[str, Any]) -> None:
+    """Check first what can be checked. Floats keep their type if the file has one; else they take the network's."""
+    _compare(net, packed, tensors, extra)
+    before = {name: value for name, value in net.state_dict().items() if isinstance(value, Tensor)}
+    mixed = len({tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}) > 1
+    modules: dict[str, Any] = dict(_modules(net))
     for name, entry in packed.items():
         pack_synapse(modules[name], entry["bits"])
-        packed_module: Any = modules[name]
-        packed_module.scale = packed_module.scale.new_ones(tensors[join(name, "scale")].shape)
-    devices = {name: value.device for name, value in net.state_dict().items() if isinstance(value, Tensor)}
-    filled = {name: tensor.to(devices.get(name, "cpu")) for name, tensor in tensors.items()}
+        modules[name].scale = modules[name].scale.new_ones(tensors[join(name, "scale")].shape)
+    state = {name: value for name, value in net.state_dict().items() if isinstance(value, Tensor)}
+    filled = {}
+    for name, tensor in tensors.items():
+        old = state.get(name, before.get(name))
+        dtype = old.dtype if mixed and old is not None and tensor.is_floating_point() else tensor.dtype
+        filled[name] = tensor.to("cpu" if old is None else old.device, dtype)
     net.load_state_dict(filled | extra, assign=True)
