@@ -157,7 +157,7 @@ def _built(header: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
     def check(net: nn.Module) -> None:
         _compare(net, header["packed"], tensors, header["extra"])
 
-    return build(registry.get("models", header["model"]), header["kwargs"], elements, check)
+    return build(registry.get("models", header["model"]), header["kwargs"], len(tensors), elements, check)
 
 
 def _modules(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -37,7 +37,9 @@ def split(content):
 def join(outer, header, data, keep_checksum=False):
     outer = json.loads(json.dumps(outer))
     texts = outer["__metadata__"]
-    outer["__metadata__"] = {"sj_online": header if isinstance(header, str) else json.dumps(header)}
+    outer["__metadata__"] = {
+        "sj_online": header if isinstance(header, str) else json.dumps(header, separators=(",", ":"))
+    }
     if keep_checksum:
         outer["__metadata__"]["sj_online_sha256"] = texts["sj_online_sha256"]
     text = json.dumps(outer).encode()

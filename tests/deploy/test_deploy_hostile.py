@@ -151,10 +151,10 @@ def test_a_factory_that_needs_memory_is_built_and_one_that_asks_for_too_much_is_
         net.weight.max().item()
         return net
 
-    built = build.build(needs_memory, {"n": 3}, 12, lambda net: pytest.fail("compared on the meta device"))
+    built = build.build(needs_memory, {"n": 3}, 2, 12, lambda net: pytest.fail("compared on the meta device"))
     assert built.weight.shape == (3, 3)
     with pytest.raises(ValueError, match="more parameters than the file's 12"):
-        build.build(needs_memory, {"n": 3000}, 12, lambda net: None)
+        build.build(needs_memory, {"n": 3000}, 2, 12, lambda net: None)
     with pytest.raises(ValueError, match="more than .* modules"):
-        build.build(lambda n: nn.Sequential(*[nn.Identity() for _ in range(n)]), {"n": 10**6}, 12, lambda net: None)
+        build.build(lambda n: nn.Sequential(*[nn.Identity() for _ in range(n)]), {"n": 10**6}, 2, 12, lambda net: None)
     nn.Linear(3000, 3000)  # outside there is no limit
