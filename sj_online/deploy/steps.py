@@ -67,6 +67,7 @@ class Quick(OnlineNode):
             or x.dtype != torch.float32
             or x.device.type != "cpu"
             or torch.compiler.is_compiling()
+            or torch.jit.is_tracing()
             or host.transformed()
         )
 
