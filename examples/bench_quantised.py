@@ -13,7 +13,7 @@ import torch
 from spikingjelly.activation_based import functional
 
 from sj_online.analysis.timing import interleaved
-from sj_online.layer.quant import forget
+from sj_online.layer.quantized import forget
 from sj_online.model import hdlif_resnet18
 from sj_online.trainer import BPTT, SLTT
 

@@ -115,6 +115,16 @@ def transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def uncompile(net: nn.Module) -> None:
+    """Undo ``net.compile()``, for which torch has no call."""
+    net._compiled_call_impl = None
+
+
+def watched() -> bool:
+    """Whether a mode of torch sees the calls or operators that run now: a trace, a counter, a default device."""
+    return torch._C._len_torch_function_stack() + torch._C._len_torch_dispatch_stack() > 0
+
+
 @cache
 def opened(composite: Callable[..., Any]) -> Callable[..., Any]:
     """A function of torch that is written in Python, without the door of its own at its entry.

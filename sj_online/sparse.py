@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sj_online import check
-from sj_online.layer.quant import Quantized
+from sj_online.layer.quantized import Quantized
 from sj_online.layer.synapse import is_synapse
 
 OWN_WEIGHTS = (Quantized, layer.WSConv2d, layer.WSLinear)

@@ -106,6 +106,9 @@ def test_the_deployed_runtime_needs_no_training_code():
     assert imported((PACKAGE / "deploy/runtime.py").read_text(), ["deploy", "runtime"]) <= {
         "deploy.pack.packed_size",
         "deploy.pack.unpack",
+        "layer.integer",
+        "layer.integer.Integers",
+        "layer.quantized.Quantized",
     }
 
 

@@ -10,7 +10,7 @@ from spikingjelly.activation_based.neuron import BaseNode
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sj_online.layer.quant import Quantized
+from sj_online.layer.quantized import Quantized
 
 
 @dataclass(frozen=True)

@@ -80,23 +80,10 @@ def train(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Print the accuracy on the test data."""
-    if args.convert and args.steps is None:
-        raise ValueError("--convert needs --steps: the ANN has no time steps")
-    from sj_online.app.outcome import accuracy_by_step, open_for_evaluation
-    from sj_online.app.outcome import test_accuracy as accuracy
+    from sj_online.app.evaluation import lines
 
-    parts = open_for_evaluation(
-        args.source, checkpoint=args.checkpoint, root=args.data, precision=args.precision, convert=args.convert
-    )
-    name, samples = parts.recipe.dataset.name, len(parts.data.test)
-    if args.steps is not None:
-        found = accuracy_by_step(parts, args.steps)
-        for t, value in enumerate(found, start=1):
-            print(f"after {t:>{len(str(args.steps))}} steps  {value:.4f}")
-        best = f"best {max(found):.4f} after {found.index(max(found)) + 1}"
-        print(f"accuracy {found[-1]:.4f} after {args.steps} steps, {best} ({samples} test images of {name})")
-        return
-    print(f"accuracy {accuracy(parts):.4f} ({samples} test images of {name})")
+    for line in lines(args):
+        print(line)
 
 
 def export(args: argparse.Namespace) -> None:
@@ -118,6 +105,8 @@ def show(args: argparse.Namespace) -> None:
             print(f"  {name:<34}{_describe(group, name)}")
 
 
+RUNTIMES = ("packed", "unpacked", "int8", "auto")
+"""Of a packed file, as sj_online.deploy.load has them; the command line answers without torch."""
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "train": train,
     "eval": evaluate,
@@ -146,6 +135,8 @@ def _parser() -> Parser:
     )
     each["eval"].add_argument("--steps", type=int, action=Once, help="print the accuracy after 1, 2, ... so many steps")
     each["eval"].add_argument("--convert", choices=["qcfs_to_lmh"], help="convert the network first, an ANN's say")
+    each["eval"].add_argument("--runtime", choices=RUNTIMES, default="packed", help="how a packed file runs")
+    each["eval"].add_argument("--stream", action="store_true", help="live: one sample, one step at a time")
     each["export"].add_argument("run", help="directory of a run")
     each["export"].add_argument("--to", required=True, action=Once, help="the .safetensors file to write")
     for name in ("eval", "export"):

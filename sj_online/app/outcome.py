@@ -1,8 +1,10 @@
 """What becomes of a trained network: its accuracy on the test data, and its packed file."""
 
-from dataclasses import replace
+import time
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ def open_for_evaluation(
     root: str | None = None,
     precision: Precision | None = None,
     convert: str | None = None,
+    runtime: str = "packed",
 ) -> Parts:
     """The trained network of a run directory or a packed file, with its data.
 
@@ -31,15 +34,20 @@ def open_for_evaluation(
         root: folder of the data; None for the one of the recipe.
         precision: ``fabric.precision``; None for the one of the recipe.
         convert: a conversion of the network, such as ``'qcfs_to_lmh'``.
+        runtime: of a packed file, see :func:`sj_online.deploy.load`.
 
     Raises:
         ValueError: one line that names what cannot be read.
     """
     if Path(source).is_dir():
+        if runtime != "packed":
+            raise ValueError(
+                f"runtime={runtime!r} is for a packed file, and {source} is a run directory: export it first"
+            )
         recipe, made = open_run(source, checkpoint)
         net = made.net
     else:
-        recipe, net = _unpacked(Path(source))
+        recipe, net = _unpacked(Path(source), runtime)
     if convert:
         named.run(f"conversion {convert}", partial(named.entry("converters", convert), net))
     recipe = replace(
@@ -73,6 +81,40 @@ def accuracy_by_step(parts: Parts, steps: int) -> list[float]:
     return (right / len(data.test)).tolist()
 
 
+@dataclass(frozen=True)
+class Streamed:
+    """What came of :func:`stream`: the accuracy, the samples, and the median milliseconds of a step."""
+
+    accuracy: float
+    samples: int
+    milliseconds: float
+
+
+def stream(parts: Parts) -> Streamed:
+    """Run the test data live: one sample, one step at a time, the state reset between samples.
+
+    Raises:
+        ValueError: the data set has a target for every step, so that there is no one class of a sample.
+    """
+    if parts.data.per_step_targets:
+        raise ValueError("--stream asks for one class of a sample, and this data set has a target for each step")
+    static = parts.recipe.num_steps if parts.data.steps is None else None
+    right, seconds = [], []
+    for x, y, *_ in batches.evaluation(parts, parts.data.test):
+        x, axis = batches.prepared(parts, x), 0 if static else 1
+        for n in range(len(y)):
+            sample = x.narrow(axis, n, 1)
+            running = deploy.stream(parts.net, [sample] * static if static else sample)
+            total: Any = 0
+            start = time.perf_counter()
+            for output in running:
+                total = total + output
+                seconds.append(time.perf_counter() - start)
+                start = time.perf_counter()
+            right.append(bool(total.argmax() == y[n]))
+    return Streamed(sum(right) / len(right), len(right), 1e3 * median(seconds))
+
+
 def export(source: str | Path, to: str | Path, *, checkpoint: str = "last") -> None:
     """Write the network of a run directory to a packed file that :func:`open_for_evaluation` can read.
 
@@ -92,7 +134,7 @@ def export(source: str | Path, to: str | Path, *, checkpoint: str = "last") -> N
     deploy.export(made.net, to, model=made.model, kwargs=made.options, metadata=metadata)
 
 
-def _unpacked(path: Path) -> tuple[Recipe, Any]:
+def _unpacked(path: Path, runtime: str) -> tuple[Recipe, Any]:
     """The network of a packed file, and of its metadata what it takes to evaluate it: nothing that steers a process."""
     header = deploy.read_header(path)
     metadata, model = header["metadata"], header["model"]
@@ -110,4 +152,4 @@ def _unpacked(path: Path) -> tuple[Recipe, Any]:
         fits(asked)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return recipe, named.run(str(path), partial(deploy.load, path))
+    return recipe, named.run(str(path), partial(deploy.load, path, runtime=runtime))

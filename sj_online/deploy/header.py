@@ -6,14 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sj_online.deploy import bytes as content
 from sj_online.deploy.pack import packed_size
 
 FORMAT = 1
-KEY = "sj_online"
+_LONGEST = 400
 _FIELDS = {"format": int, "model": str | None, "kwargs": dict, "metadata": dict, "packed": dict, "extra": dict}
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, in one line that is not too long."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def join(module: str, name: str) -> str:
@@ -27,25 +33,18 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         ValueError: one line that names the file and what is wrong with it.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: not a readable packed file: {error}") from error
-    if text is None:
-        raise ValueError(f"{path}: a safetensors file, but not one of sj_online")
+    text, tensors = content.read(path)
     try:
         header = json.loads(text)
         if isinstance(header, dict):
             header.setdefault("extra", {})  # files of earlier versions have none
-        check(header, tensors)
+        checked(header, tensors)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: damaged header: {error}") from error
+        raise ValueError(f"{path}: damaged header: {one_line(error)}") from error
     return header, tensors
 
 
-def check(header: Any, tensors: dict[str, Tensor]) -> None:
+def checked(header: Any, tensors: dict[str, Tensor]) -> None:
     """Header against tensors; nothing is allocated by what the header says.
 
     Raises:
@@ -61,15 +60,22 @@ def check(header: Any, tensors: dict[str, Tensor]) -> None:
     both = sorted(header["extra"].keys() & tensors.keys())
     if both:
         raise ValueError(f"{both[0]!r} is a tensor and not one")
+    content.check_values(tensors)
     for name, entry in header["packed"].items():
         match entry:
-            case {"bits": 1 | 2, "shape": [_, _, *_] as shape} if all(isinstance(n, int) and n > 0 for n in shape):
-                _check_synapse(name, entry["bits"], shape, tensors)
+            case {"bits": 1 | 2, "shape": [_, _, *_] as shape} if (
+                all(type(n) is int and n > 0 for n in shape)
+                and set(entry) <= {"bits", "shape", "signed"}
+                and type(entry["bits"]) is int
+                and entry.get("signed", True) is True
+            ):
+                _check_synapse(name, entry, tensors)
             case _:
                 raise ValueError(f"synapse {name!r} is described by {entry!r}")
 
 
-def _check_synapse(name: str, bits: int, shape: list[int], tensors: dict[str, Tensor]) -> None:
+def _check_synapse(name: str, entry: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    bits, shape = entry["bits"], entry["shape"]
     packed, scale = (tensors.get(join(name, part)) for part in ("packed", "scale"))
     size, per_channel = [packed_size(math.prod(shape), bits)], [shape[0]] + [1] * (len(shape) - 1)
     if packed is None or list(packed.shape) != size or packed.dtype != torch.uint8:
@@ -80,3 +86,5 @@ def _check_synapse(name: str, bits: int, shape: list[int], tensors: dict[str, Te
         raise ValueError(f"tensor {join(name, 'scale')!r} is not there with its type and the shape {shapes[0]}")
     if bits == 2 and bool((packed & packed >> 1 & 0x55).any()):
         raise ValueError(f"tensor {join(name, 'packed')!r} holds a code that is not ternary")
+    if "signed" not in entry and bool((scale < 0).any()):
+        raise ValueError(f"tensor {join(name, 'scale')!r} holds a negative scale")

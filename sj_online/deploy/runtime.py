@@ -3,6 +3,7 @@
 Nothing here is needed to train, and nothing that trains is imported here.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,30 +11,77 @@ from spikingjelly.activation_based import layer
 from torch import Tensor, nn
 
 from sj_online.deploy.pack import packed_size, unpack
+from sj_online.layer import integer
+from sj_online.layer.integer import Integers
+from sj_online.layer.quantized import Quantized
 
 
 class Packed(nn.Module):
-    """The weight of a host layer, held as bits. It is unpacked at each call: memory stays small for one more pass."""
+    """The weight of a host layer, held as bits.
+
+    Attributes:
+        runtime: ``'packed'``: unpacked at each call, so that memory stays small for one more pass; ``'unpacked'``:
+            once; ``'int8'``: spikes and levels are computed with as integers, see :mod:`sj_online.layer.integer`.
+        step: what a unit of an input stands for that comes as uint8.
+        channels_last: the layout of the unpacked weight.
+    """
 
     packed: Tensor
     scale: Tensor
+    bias: Tensor | None
     bits: int
     shape: torch.Size
+    runtime = "packed"
+    step = 1.0
+    channels_last = False
+    _made: tuple[Any, Any] | None = None
 
     @property
     def weight(self) -> Tensor:
         """The quantised weight ``scale * levels``, the value that the network was trained with."""
-        return self.scale * unpack(self.packed, self.shape, self.bits, self.scale.dtype)
+        return self._once(self._unpacked) if self.runtime == "unpacked" else self._unpacked()
+
+    def _unpacked(self) -> Tensor:
+        weight = self.scale * unpack(self.packed, self.shape, self.bits, self.scale.dtype)
+        return weight.contiguous(memory_format=torch.channels_last) if self.channels_last else weight
+
+    def _as_prepared(self) -> tuple[Integers, Any]:
+        """The weight for the integer synapse, and how to pad before."""
+        geometry, padding = integer.laid_out(self)
+        levels = unpack(self.packed, self.shape, self.bits, torch.float32)
+        return integer.prepare(levels, self.scale, geometry), padding
+
+    def _once(self, make: Callable[[], Any]) -> Any:
+        """What was made of bits and scale, as long as they are the same."""
+        tensors = (self.packed, self.scale)
+        state = [(t, 0 if t.is_inference() else t._version, t.data_ptr()) for t in tensors]
+        if self._made is None or not _same(self._made[0], state):
+            self._made = (state, make())
+        return self._made[1]
+
+    def _as_integers(self, x: Tensor) -> Tensor | None:
+        """The output for spikes and levels; None for what has to be computed in floating point."""
+        if x.dtype != torch.uint8 and (torch.is_grad_enabled() or not integer.usable()):
+            return None
+        ready, padding = self._once(self._as_prepared)
+        x = integer.padded(x, padding)
+        found = (x, self.step) if x.dtype == torch.uint8 else integer.levels_of(x)
+        return None if found is None else integer.run(*found, ready, self.bias)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_made": None}  # a copy has other tensors
 
 
 class _PackedConv(Packed):
     """Mixed into a convolution of the host, which has ``_conv_forward``."""
 
-    bias: nn.Parameter | None
-
     def forward(self, x: Tensor) -> Tensor:
         """Convolve as the layer did that was trained: ``[N, C, ...]`` in any step mode, or ``[T, N, C, ...]``."""
-        if x.dim() == len(self.shape):
+        samples = x if x.dim() == len(self.shape) else x.flatten(0, 1)
+        y = self._as_integers(samples) if self.runtime == "int8" and samples.dim() == len(self.shape) else None
+        if y is not None:
+            return y if samples is x else y.unflatten(0, x.shape[:2])
+        if samples is x:
             return self._conv_forward(x, self.weight, self.bias)  # type: ignore[operator]
         return super().forward(x)
 
@@ -48,6 +96,15 @@ class PackedConv2d(_PackedConv, layer.Conv2d):
 
 class PackedLinear(Packed, layer.Linear):
     """The host's ``Linear`` with packed weights; made by :func:`pack_synapse`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[..., in_features]`` to ``[..., out_features]``."""
+        y = self._as_integers(x) if self.runtime == "int8" else None
+        return super().forward(x) if y is None else y
+
+
+def _same(before: list[tuple[Any, ...]], now: list[tuple[Any, ...]]) -> bool:
+    return all(a[0] is b[0] and a[1:] == b[1:] for a, b in zip(before, now, strict=True))
 
 
 _PACKED = {nn.Conv1d: PackedConv1d, nn.Conv2d: PackedConv2d, nn.Linear: PackedLinear}
@@ -83,6 +140,8 @@ def pack_synapse(synapse: Any, bits: int) -> None:
         {'packed': (8,), 'scale': (4, 1)}
     """
     check_packable(synapse, bits)
+    if isinstance(synapse, Quantized):
+        synapse._forget()
     step_mode = getattr(synapse, "step_mode", "s")
     weight = synapse.weight
     made = {name: getattr(synapse, name) for name in getattr(synapse, "parametrizations", ())}  # from other tensors

@@ -37,7 +37,7 @@ class Kept:
     memory: Tensor
     version: int
     update: object
-    made: Tensor
+    made: Any
 
     def holds_for(self, weight: nn.Parameter) -> bool:
         """Whether ``made`` is what would be made of ``weight`` now, as far as torch counts writes."""

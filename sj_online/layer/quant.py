@@ -1,87 +1,15 @@
 """Convolutions and linear layers with binary or ternary weights, in the place of the host's."""
 
-from collections.abc import Callable
-from typing import Any, Self
-
-import torch
 import torch.nn.functional as F
 from spikingjelly.activation_based import layer
 from torch import Tensor, nn
 
-from sj_online.layer.kept import Kept, can_keep, keep
+from sj_online.layer.quantized import Quantized
 from sj_online.layer.quantizer import binarize, binary_levels, ternarize, ternary_levels
-
-
-class Quantized(nn.Module):
-    """A synapse whose ``weight`` is latent: the forward pass sees ``quantize(weight)``; subclasses name the quantiser.
-
-    The quantised weight is kept until the weight changes. A write that torch does not count, as through ``.data`` or in
-    another process, is seen after :func:`forget`, ``train()``, ``eval()``, ``load_state_dict()``, ``to()`` or the step
-    of any optimizer.
-
-    Attributes:
-        weight: latent weights.
-        bits: of a weight, packed.
-        quantize: from latent to quantised weights, with the pseudo-gradient; what is known of them may be given.
-        levels: from latent weights to levels and scale, whose product is the quantised weight.
-    """
-
-    weight: nn.Parameter
-    bits: int
-    quantize: Callable[..., Tensor]
-    levels: Callable[[Tensor], tuple[Tensor, Tensor]]
-    _kept: Kept | None = None
-
-    def quantised(self, weight: Tensor) -> Tensor:
-        """``quantize(weight)``, from what is kept if it was made of this weight as it is now."""
-        if not can_keep(weight):
-            return self.quantize(weight)
-        kept = self._kept
-        if kept is None or not kept.holds_for(weight):
-            kept = keep(weight, self.quantize)
-            self._kept = kept if type(kept.made) is Tensor else None  # a fake one is of no use later
-        return self.quantize(weight, kept.made) if torch.is_grad_enabled() else kept.made
-
-    def train(self, mode: bool = True) -> Self:
-        """As of any module; what is kept is dropped."""
-        self._kept = None
-        return super().train(mode)
-
-    def _apply(self, *args: Any, **kwargs: Any) -> Self:
-        self._kept = None
-        return super()._apply(*args, **kwargs)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._kept = None
-        super()._load_from_state_dict(*args, **kwargs)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_kept"}
-
-
-def forget(net: nn.Module) -> None:
-    """Drop the quantised weights that the synapses of a network keep; they are made again when they are needed.
-
-    Example:
-        >>> linear = BinaryLinear(2, 1)
-        >>> with torch.no_grad():
-        ...     before = linear(torch.ones(2))
-        ...     linear.weight.data.fill_(-3)  # torch does not count this
-        ...     stale = linear(torch.ones(2))
-        ...     forget(linear)
-        ...     bool(stale == before), linear(torch.ones(2)).item()
-        tensor([[-3., -3.]])
-        (True, -6.0)
-    """
-    for module in net.modules():
-        if isinstance(module, Quantized):
-            module._kept = None
 
 
 class _Conv(Quantized):
     """Mixed into a convolution of the host, which has ``_conv_forward``; there is no bias unless asked for."""
-
-    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -95,10 +23,13 @@ class _Conv(Quantized):
         bias: bool = False,
         padding_mode: str = "zeros",
         step_mode: str = "s",
+        *,
+        integer: bool = False,
     ) -> None:
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, step_mode
         )
+        self.integer = integer
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``[N, C, ...]``, or in multi-step mode ``[T, N, C, ...]``.
@@ -110,20 +41,29 @@ class _Conv(Quantized):
         return super().forward(x)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return super()._conv_forward(input, self.quantised(weight), bias)  # type: ignore[misc]
+        y = self._as_integers(input) if input.dim() == weight.dim() else None
+        return super()._conv_forward(input, self.quantised(weight), bias) if y is None else y  # type: ignore[misc]
 
 
 class _Linear(Quantized):
     """Mixed into a linear layer of the host; there is no bias unless asked for."""
 
-    bias: nn.Parameter | None
-
-    def __init__(self, in_features: int, out_features: int, bias: bool = False, step_mode: str = "s") -> None:
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = False,
+        step_mode: str = "s",
+        *,
+        integer: bool = False,
+    ) -> None:
         super().__init__(in_features, out_features, bias, step_mode)
+        self.integer = integer
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[..., in_features]`` to ``[..., out_features]``."""
-        return F.linear(x, self.quantised(self.weight), self.bias)
+        y = self._as_integers(x)
+        return F.linear(x, self.quantised(self.weight), self.bias) if y is None else y
 
 
 class _Binary:

@@ -8,7 +8,7 @@ from spikingjelly.activation_based import functional, layer
 from torch import nn
 
 from sj_online.layer import quant
-from sj_online.layer.quant import Quantized
+from sj_online.layer.quantized import Quantized
 
 Synapse = nn.Conv1d | nn.Conv2d | nn.Linear
 _TWINS = {

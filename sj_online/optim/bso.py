@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sj_online import check
-from sj_online.layer.quant import Quantized
+from sj_online.layer.quantized import Quantized
 from sj_online.optim.groups import param_groups
 from sj_online.registry import cite
 

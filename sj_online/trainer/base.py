@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sj_online import check, host, state
 from sj_online.frames import Frames
 from sj_online.install import restore_all
-from sj_online.layer.quant import forget
+from sj_online.layer.quantized import forget
 from sj_online.loss import Loss
 from sj_online.prediction import check_free, in_sequence, predict
 from sj_online.trainer import finite, parallel, signal

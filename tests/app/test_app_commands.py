@@ -64,6 +64,32 @@ def test_exported_file_predicts_what_the_run_predicts(tmp_path, run_dir, capsys,
     assert batches.predict(ours, x).equal(batches.predict(theirs, x))
 
 
+@pytest.mark.parametrize("runtime", ["packed", "int8"])
+def test_a_file_runs_live_and_is_as_right(tmp_path, run_dir, capsys, runtime):
+    file = str(tmp_path / "net.safetensors")
+    assert main(["export", str(run_dir), "--to", file]) == main(["eval", file]) == 0
+    expected = accuracy(capsys.readouterr().out.splitlines()[1])
+    assert main(["eval", file, "--stream", "--runtime", runtime]) == 0
+    out = capsys.readouterr().out
+    line = re.fullmatch(
+        r"accuracy (\d\.\d{4}) \(450 test images of digits, live: one at a time, step by step,"
+        r" median [\d.]+ ms a step\)\n",
+        out,
+    )
+    assert float(line[1]) == pytest.approx(expected, abs=1e-4 if runtime == "packed" else 0.02)
+
+
+def test_a_runtime_is_of_a_file(run_dir, capsys):
+    assert main(["eval", str(run_dir), "--runtime", "int8"]) == 2
+    assert "runtime='int8' is for a packed file" in capsys.readouterr().err
+
+
+def test_the_runtimes_are_those_of_the_library():
+    from sj_online.deploy.choose import RUNTIMES
+
+    assert cli.RUNTIMES == RUNTIMES
+
+
 def test_checkpoints_differ(run_dir):
     """The control: what is evaluated is the checkpoint asked for."""
     last, best = (outcome.open_for_evaluation(run_dir, checkpoint=which).net for which in ("last", "best"))

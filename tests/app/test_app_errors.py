@@ -201,7 +201,7 @@ def test_packed_file_whose_header_does_not_match(tmp_path, run_dir, fails, edit,
     outer = json.loads(content[8 : 8 + length])
     header = json.loads(outer["__metadata__"]["sj_online"])
     edit(header)
-    outer["__metadata__"]["sj_online"] = json.dumps(header)
+    outer["__metadata__"] = {"sj_online": json.dumps(header)}
     text = json.dumps(outer).encode()
     file.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
     line = fails("eval", file)

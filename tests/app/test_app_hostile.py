@@ -106,7 +106,7 @@ def with_header(content, edit):
     outer = json.loads(content[8 : 8 + length])
     header = json.loads(outer["__metadata__"]["sj_online"])
     edit(header)
-    outer["__metadata__"]["sj_online"] = json.dumps(header)
+    outer["__metadata__"] = {"sj_online": json.dumps(header)}
     text = json.dumps(outer).encode()
     return len(text).to_bytes(8, "little") + text + content[8 + length :]
 

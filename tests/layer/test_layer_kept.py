@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.utils import parametrize
 
 from sj_online.layer import BinaryConv2d, BinaryLinear, TernaryConv2d, TernaryLinear, quantizer
-from sj_online.layer.quant import forget
+from sj_online.layer.quantized import forget
 
 LAYERS = {
     "binary conv": lambda: BinaryConv2d(3, 4, 3),

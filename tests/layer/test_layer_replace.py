@@ -9,7 +9,7 @@ from torch import nn
 
 from sj_online import convert, deploy
 from sj_online.layer import BinaryConv2d, BinaryLinear, ScaledWSConv2d, TernaryConv2d
-from sj_online.layer.quant import Quantized
+from sj_online.layer.quantized import Quantized
 from sj_online.layer.replace import quantize_synapses, quantized
 
 # Their attention and MLPs are 1-D convolutions, torch's own in some.

@@ -6,7 +6,7 @@ from torch.nn.utils import parametrizations
 
 from sj_online import layer as ours
 from sj_online.layer import is_synapse
-from sj_online.layer.quant import Quantized
+from sj_online.layer.quantized import Quantized
 
 CONVS = ["Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"]
 QUANTISED = [cls for cls in vars(ours).values() if isinstance(cls, type) and issubclass(cls, Quantized)]

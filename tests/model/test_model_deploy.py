@@ -6,7 +6,7 @@ from package_names import own
 from tiny_models import arguments, build, outputs
 
 from sj_online import deploy
-from sj_online.layer.quant import Quantized
+from sj_online.layer.quantized import Quantized
 
 
 @pytest.mark.parametrize("synapse", ["binary", "ternary"])

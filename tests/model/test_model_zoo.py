@@ -10,7 +10,7 @@ from tiny_models import IMAGENET, TINY, N, T, build, outputs, wake
 from torch import nn
 
 from sj_online import model, registry
-from sj_online.layer.quant import Quantized
+from sj_online.layer.quantized import Quantized
 from sj_online.neuron import QCFS, LMHNode, OnlineNode
 
 # What the registered names leave out: the block layouts of EM-PF, Fig. 3, and the options of the others.

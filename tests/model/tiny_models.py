@@ -5,7 +5,7 @@ from spikingjelly.activation_based import functional, layer
 from torch import nn
 
 from sj_online import registry
-from sj_online.layer.quant import Quantized
+from sj_online.layer.quantized import Quantized
 
 T, N = 2, 2
 IMAGE, EVENTS, IMAGENET = (3, 32, 32), (2, 48, 48), (3, 64, 64)

@@ -4,6 +4,8 @@ import torch
 from spikingjelly.activation_based import surrogate
 from torch import Tensor, nn
 
+from sj_online import host
+
 from .. import conventions
 from ..base import BACKENDS, OnlineNode
 from ..units import first, logit, natural
@@ -167,7 +169,11 @@ class EMPFNode(OnlineNode):
         threshold = self._at(self.raw_threshold, t, 1, v.dtype).sigmoid()[0]
         if self.parallel:
             return reference.fire_parallel(x.to(v.dtype), threshold, self.spike_bits), states
-        m = reference.charge(x, v, self._at(self.raw_decay, t, 1, v.dtype).sigmoid()[0])
+        decay = self._at(self.raw_decay, t, 1, v.dtype).sigmoid()[0]
+        if not (self.membrane_norm or torch.is_grad_enabled() or host.transformed()):
+            s, v = reference.step_without_graph(x, v, decay, threshold, self.spike_bits)
+            return s, (v,)
+        m = reference.charge(x, v, decay)
         if self.membrane_norm:
             alpha, beta = (self._at(p, t, 1, v.dtype).sigmoid()[0] for p in (self.raw_alpha, self.raw_beta))
             m = reference.normalize(m, self.membrane_norm[t], alpha, beta)

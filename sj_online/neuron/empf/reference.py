@@ -50,6 +50,15 @@ def fire(m: Tensor, threshold: Tensor, spike_bits: int, temporal_grad: bool) -> 
     return s, v
 
 
+def step_without_graph(
+    x: Tensor, v: Tensor, decay: Tensor, threshold: Tensor, spike_bits: int
+) -> tuple[Tensor, Tensor]:
+    """s[t] and v[t] as of :func:`charge` and :func:`fire`, in half of the memory: what costs most is new memory."""
+    m = (decay * v).add_(x)
+    v = torch.minimum(m, threshold)
+    return _rounded(m.sub_(v), spike_bits), v
+
+
 def fire_parallel(x: Tensor, threshold: Tensor, spike_bits: int) -> Tensor:
     """Without a membrane s = relu(x - threshold), for any number of steps at once (EM-PF, Algorithm 1, line 10)."""
     if torch.is_grad_enabled():
