@@ -11,8 +11,9 @@ from torch import nn
 
 from sj_online import predict
 from sj_online.convert import qcfs_to_lmh
-from sj_online.neuron import QCFS
+from sj_online.neuron import QCFS, LMHNode
 from sj_online.optim import param_groups
+from sj_online.sparse import sparsify, sparsity
 from sj_online.trainer import BPTT
 
 L = 4
@@ -23,7 +24,7 @@ POINT = 0.01
 def digits():
     images, labels = load_digits(return_X_y=True)
     x, y = torch.from_numpy(images).float().view(-1, 1, 8, 8) / 16, torch.from_numpy(labels)
-    return (x[:1347] - 0.5, y[:1347]), (x[1347:] - 0.5, y[1347:])
+    return (x[:704] - 0.5, y[:704]), (x[1347:] - 0.5, y[1347:])
 
 
 def network(activation, width):
@@ -70,3 +71,16 @@ def test_fine_tuning_brings_a_converted_network_back_to_its_ann(digits):
         after = accuracies(tuned, test, T)[1][-1]
         assert after > converted[T - 1]
     assert after >= accuracy - POINT
+
+
+def test_four_fifths_of_the_weights_may_go(digits):
+    training, test = digits
+    found = []
+    for D in (0.0, 0.08):
+        net = network(LMHNode, 16)
+        schedule = sparsify(net, D, 12 * 11)
+        train(net, training, 12, 0.1, 2, before=schedule.step)
+        found.append((sparsity(net), accuracies(net, test, 2)[1][-1]))
+    (none, dense), (share, sparse) = found
+    assert none == 0 and share >= 0.8 and dense > 0.9
+    assert sparse >= dense - POINT
