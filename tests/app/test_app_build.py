@@ -162,7 +162,7 @@ def test_names_and_options_are_checked_before_anything_is_built(monkeypatch):
 
 def test_a_model_that_would_not_fit_into_memory():
     with pytest.raises(ValueError, match=r"model small_vgg needs \d+\.\d GB for its weights; there are"):
-        networks.fits(Named("small_vgg", {"width": 500_000, "neuron": "empf"}))
+        parts(model={"options": {"width": 500_000, "neuron": "empf"}})
     networks.fits(Named("small_vgg"))
 
 
