@@ -51,8 +51,8 @@ class Quantized(nn.Module):
 
     @integer.setter
     def integer(self, value: bool) -> None:
-        reason = integers.why_not()
-        if value and reason:
+        reason = integers.why_not() if value else None
+        if reason:
             raise ValueError(f"integer=True cannot be: {reason}")
         self._integer = value
 

@@ -231,6 +231,12 @@ def test_every_reason_has_its_words(change, reason, monkeypatch):
     assert reason in integers.why_not.__wrapped__()
 
 
+def test_the_answer_does_not_depend_on_where_it_is_asked():
+    with torch.device("meta"):
+        assert integers.why_not.__wrapped__() is None
+        BinaryLinear(2, 2)
+
+
 def test_scales_of_either_sign_and_one_for_all(runs):
     q = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
     weight = torch.randint(-1, 2, (4, 3, 3, 3))
