@@ -69,7 +69,7 @@ def _limited(tensors: int, elements: int) -> Iterator[None]:
         nonlocal parameters
         if threading.get_ident() == mine and parameter is not None:
             parameters += parameter.numel()
-        if parameters > 2 * elements + SPARE_ELEMENTS:
+        if parameters > 4 * elements + SPARE_ELEMENTS:  # some replace what they have made, twice
             raise _TooLarge(f"the network that it names has more parameters than the file's {elements}")
 
     hooks = [

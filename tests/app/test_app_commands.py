@@ -218,7 +218,7 @@ def test_help(capsys, command):
 
 def test_every_argument_says_what_it_is():
     (commands,) = (action.choices for action in cli._parser()._actions if isinstance(action.choices, dict))
-    assert set(commands) == {"train", "eval", "export", "list"}
+    assert set(commands) == {"train", "eval", "export", "list", "report", "bench"}
     for command in commands.values():
         assert [action.dest for action in command._actions if not action.help] == []
 

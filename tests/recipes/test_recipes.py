@@ -145,7 +145,7 @@ def test_the_table_fits_a_terminal(capsys):
 def narrow(name):
     """A recipe with fewer channels, steps and pixels."""
     recipe = RECIPES[name]
-    steps = 2 if recipe.dataset.name in ("cifar10_dvs", "dvs_gesture") else None
+    steps = 2 if recipe.dataset.name in ("cifar10_dvs", "dvs_gesture", "n_mnist") else None
     model: dict = {"options": {"width": 8}}
     if recipe.model.name == "stol_sew_resnet34":
         model = {}
