@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sj_online import check, host
 from sj_online.frames import Frames
 from sj_online.loss import one_hot_smooth_l1, window_loss
+from sj_online.neuron.leak import is_neuron
 from sj_online.topology import Place
 from sj_online.trainer.cut import cut
 from sj_online.trainer.options import Common
@@ -31,8 +32,9 @@ class DECOLLE(TracedRule):
 
     Behind neuron l a fixed random readout :math:`r_l = G_l s_l`, with G in U(-1, 1) / sqrt(units), has a loss of its
     own at every step, and what goes on to the next layer is detached; the network's own output has its loss too. Each
-    layer is propagated before the next one runs, so that memory is that of the largest layer. With a presynaptic trace
-    (OTTT's, where the authors filter in front of the weights) the gradient of a layer is that of backpropagation
+    layer is propagated before the next one runs, so that memory is that of the largest layer; where a current enters
+    several neurons (shortcuts of currents), or blocks hold several, all are at the end of the step. With a presynaptic
+    trace (OTTT's, where the authors filter in front of the weights) the gradient of a layer is that of backpropagation
     through time of its own loss, if the reset is detached and nothing recurs.
 
     Args:
@@ -94,6 +96,10 @@ class DECOLLE(TracedRule):
         """Place the traces and the readouts."""
         super().looked(frames)
         self.readouts.look(frames)
+        own = self.readouts.modules
+        every = own is None or own.keys() >= {name for name, module in self.net.named_modules() if is_neuron(module)}
+        shared = [name for name, p in self.places.items() if p.role != "readout" and len(p.neurons) > 1]
+        self.at_once = every and not shared
 
     def forwards(self) -> dict[nn.Module, Callable[..., Any]]:
         """The traces, and neurons whose spikes go on detached."""
@@ -123,12 +129,13 @@ class DECOLLE(TracedRule):
         targets, scale = self._now
         with host.without_modes():  # what runs in here is none of the network's synapses
             loss = window_loss(self.loss_fn, self.readouts(name, s), targets)
-            if loss.requires_grad:
+            if loss.requires_grad and self.at_once:
                 self.backward(loss * scale)
-        self._local = self._local + loss.detach()
+                loss = loss.detach()
+        self._local = self._local + loss
 
     def objective(self, outputs: Any, targets: Any, steps: range) -> Tensor:
-        """The loss of the output, and those of the layers, which have been propagated."""
+        """The loss of the output, and those of the layers, which have been propagated where that could be."""
         return super().objective(outputs, targets, steps) + self._local
 
     def propagate(self, loss: Tensor) -> None:

@@ -180,6 +180,42 @@ def test_blocks_may_have_heads_of_their_own_that_learn():
     assert_differ(head.weight, before)
 
 
+class Shortcut(nn.Module):
+    """The current of the first layer enters the second neuron too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.n1, self.b, self.n2, self.out = nn.Linear(8, 7), lif(), nn.Linear(7, 7), lif(), nn.Linear(7, 3)
+        nn.init.normal_(self.a.weight, 0.2, 0.5)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        current = self.a(x)
+        return self.out(self.n2(current + self.b(self.n1(current))))
+
+
+def test_a_current_that_enters_two_neurons_learns_from_both():
+    net, (x, y) = Shortcut(), batch()
+    rule = make(net, trace=False)
+    got = rule_gradient(rule, x, y)
+    G = rule.readouts.matrices
+    functional.reset_net(net)
+    expected = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
+    first = torch.zeros_like(net.a.weight)
+    for x_t in x:
+        current = net.a(x_t)
+        s1 = net.n1(current)
+        s2 = net.n2(current + net.b(s1.detach()))
+        losses = [one_hot_smooth_l1(o, y) for o in (s1 @ G["n1"], s2 @ G["n2"], net.out(s2.detach()))]
+        first += torch.autograd.grad(losses[0], net.a.weight, retain_graph=True)[0]
+        for name, g in zip(expected, torch.autograd.grad(sum(losses), list(net.parameters())), strict=True):
+            expected[name] += g
+        functional.detach_net(net)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+    assert_differ(got["a.weight"], first)
+
+
 @pytest.mark.parametrize("heads", [False, True])
 def test_readouts_belong_to_the_rule_and_resume(heads):
     net, (x, y) = mlp(), batch()
