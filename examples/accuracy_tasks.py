@@ -85,7 +85,7 @@ TASKS = {
     "images": Task(fashion(False), convolutional, 4, ALL, 4),
     "rows": Task(fashion(True), lambda: fully_connected(28, 128, 10, 10.0), None, ALL, 6),
     "recall_100": Task(recall(100), lambda: slow(100.0), None, LONG, 9, 4000, 2000, 100, True),
-    "recall_1000": Task(recall(1000), lambda: slow(1000.0), None, LONG, 3, 2000, 2000, 100, True),
+    "recall_1000": Task(recall(1000), lambda: slow(1000.0), None, LONG, 4, 4000, 2000, 100, True),
 }
 
 
