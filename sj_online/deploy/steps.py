@@ -47,10 +47,14 @@ class Quick(OnlineNode):
         """See the neuron; x [N, ...]."""
         if not self._is_quick(x):
             return super().single_step_forward(x, *args, **kwargs)
-        (v,), t = self._split(self.materialize_states((x,), tuple(self._memories.values()), "s"))
+        v, t = self._memories["v"], self._memories.get("t", 0)
+        fits = isinstance(v, Tensor) and v.shape == x.shape and v.dtype == x.dtype and t < (self.num_steps or 1)
+        if not fits:
+            (v,), t = self._split(self.materialize_states((x,), tuple(self._memories.values()), "s"))
         s = self._quick_step(x, v, t)
-        for name, value in zip(self._memories, self._join((v,), t + 1), strict=True):
-            self._memories[name] = value
+        self._memories["v"] = v
+        if self.num_steps is not None:
+            self._memories["t"] = t + 1
         return s
 
     def multi_step_forward(self, x_seq: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -1,10 +1,12 @@
 """From a recipe to its parts, and the rehearsal over them."""
 
+import logging
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning_fabric import seed_everything
 from tinyrecipe import parts, recipe
 from torchvision.transforms import v2
 
@@ -50,6 +52,21 @@ def test_weights_follow_from_the_seed_alone(seed):
     again, other = parts(seed=seed).net.state_dict(), parts(seed=seed + 1).net.state_dict()
     assert all(again[name].equal(value) for name, value in first.items())
     assert not all(other[name].equal(value) for name, value in first.items())
+
+
+def test_a_seed_is_set_without_a_word(monkeypatch):
+    said = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", said.append)
+    logger = logging.getLogger("lightning_fabric")
+    logger.addHandler(handler)
+    try:
+        parts(seed=3)
+        assert said == []
+        seed_everything(3)
+        assert len(said) == 1
+    finally:
+        logger.removeHandler(handler)
 
 
 def rates(made, epochs):

@@ -92,6 +92,15 @@ def test_a_step_works_in_place():
     assert quick.v.shape[0] == 5
 
 
+@torch.no_grad()
+def test_past_its_last_step_it_says_so():
+    _, quick = made("hdlif of steps")
+    for _ in range(T):
+        quick(torch.randn(SHAPE))
+    with pytest.raises(ValueError, match=f"is asked to run step {T + 1}"):
+        quick(torch.randn(SHAPE))
+
+
 def test_with_gradients_in_training_and_in_double_it_is_the_neuron_itself():
     node, quick = made("hdlif")
     x = torch.randn(SHAPE, requires_grad=True)
