@@ -31,7 +31,7 @@ from sj_online.trainer import BPTT
 L, BATCH, WIDTH = 4, 64, 8
 LR, TUNE_LR, DECAY = 0.1, 0.05, 5e-4
 EPOCHS = {"digits": (20, 15), "fashion_mnist": (8, 4)}  # of the ANN, and of fine-tuning
-DEPTHS = (0.05, 0.1)  # of the sparse networks, the threshold at the end
+DEPTHS = (0.1, 0.2, 0.3)  # of the sparse networks, the threshold at the end
 
 Data = tuple[Tensor, Tensor]
 Results = dict[str, list[float]]

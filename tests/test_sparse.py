@@ -176,3 +176,13 @@ def test_the_threshold_is_kept_in_the_state_and_follows_the_type():
     assert other[0].parametrizations.weight[0].threshold == pytest.approx(0.1)
     assert net[0].weight.dtype == net[0].parametrizations.weight[0].threshold.dtype == torch.float64
     assert sparsity(other) == sparsity(net) > 0
+
+
+def test_a_synapse_with_two_names_is_stored_under_both(tmp_path):
+    shared = nn.Linear(4, 4)
+    net, path = nn.Sequential(shared, nn.ReLU(), shared).eval(), tmp_path / "net.safetensors"
+    sparsify(net, 0.2, 1).step()
+    deploy.export(net, path)
+    assert set(load_file(path)) == {f"{i}.{part}" for i in (0, 2) for part in ("weight", "bias")}
+    x, other = torch.rand(2, 4), nn.Linear(4, 4)
+    assert torch.equal(deploy.load(path, nn.Sequential(other, nn.ReLU(), other))(x), net(x))
