@@ -59,9 +59,12 @@ def write(path: Path, text: str, tensors: dict[str, Tensor]) -> None:
     mode = _replaceable(path, target)
     outer, data = _split(save(tensors, {KEY: text}))
     outer.pop("__metadata__")
-    content = save(tensors, {KEY: text, CHECKSUM: _checksum(text, outer, data)})
-    with replacing(target) as temporary:
-        temporary.write_bytes(content)
+    # safetensors writes metadata in any order; the same network is to give the same bytes.
+    texts = {KEY: text, CHECKSUM: _checksum(text, outer, data)}
+    header = json.dumps({"__metadata__": texts, **outer}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % _LENGTH.size)
+    with replacing(target) as temporary, temporary.open("wb") as file:
+        file.writelines((_LENGTH.pack(len(header)), header, data))
         if mode is not None:
             temporary.chmod(mode)
 

@@ -145,6 +145,7 @@ def test_only_a_file_that_may_be_replaced_is(tmp_path):
         assert set(file.metadata()) == {content.KEY, content.CHECKSUM}
 
 
+@pytest.mark.slow
 def test_a_factory_that_needs_memory_is_built_and_one_that_asks_for_too_much_is_not():
     def needs_memory(n):
         net = nn.Linear(n, n)

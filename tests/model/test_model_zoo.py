@@ -64,7 +64,10 @@ def test_steps_and_sequence_agree_in_eval_mode(name, options):
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "step_mode"), [(*case, "s") for case in CASES] + [(name, {}, "m") for name in TINY]
+    ("name", "options", "step_mode"),
+    [(name, {}, "s") for name in TINY]
+    + [pytest.param(*case, "s", marks=pytest.mark.slow) for case in VARIANTS]
+    + [pytest.param(name, {}, "m", marks=pytest.mark.slow) for name in TINY],
 )
 def test_one_training_step_under_every_rule_that_admits_the_network(name, options, step_mode):
     net, x = build(name, options)
