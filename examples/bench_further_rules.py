@@ -129,7 +129,7 @@ def digits(seeds: int, epochs: int) -> None:
         for seed in range(seeds):
             torch.manual_seed(seed)
             net = convolutions(binary=kind == "bso")
-            made = rule(net, optimizer(net, kind, {"sgd": 0.1, "adam": 3e-3}.get(kind, 0)), num_steps=4)
+            made = rule(net, optimizer(net, kind, {"sgd": 0.1, "adam": 1e-2}.get(kind, 0)), num_steps=4)
             trained(made, x, y, epochs, 0)
             scores.append(100 * (made.predict(x_test).argmax(1) == y_test).float().mean().item())
         report(name, scores)
