@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
 from statistics import fmean, pstdev
+from typing import Any
 
 import torch
 from spikingjelly.activation_based import ann2snn
@@ -77,8 +78,8 @@ def train(
         yield seconds, saved.peak
 
 
-def run(*args: object, **kwargs: object) -> tuple[float, int]:
-    return list(train(*args, **kwargs))[-1]  # type: ignore[arg-type]
+def run(*args: Any, **kwargs: Any) -> tuple[float, int]:
+    return list(train(*args, **kwargs))[-1]
 
 
 @torch.no_grad()

@@ -42,6 +42,7 @@ class _Conv(Quantized):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         y = self._as_integers(input) if input.dim() == weight.dim() else None
+        # The host's convolution beside this class has it, which the bases here do not say.
         return super()._conv_forward(input, self.quantised(weight), bias) if y is None else y  # type: ignore[misc]
 
 
@@ -77,7 +78,7 @@ class _Binary:
 
     def reset_parameters(self) -> None:
         """Draw latent weights from U(0, 1e-3), as ReActNet does; the bias as the host does."""
-        super().reset_parameters()  # type: ignore[misc]
+        super().reset_parameters()  # type: ignore[misc]  # of the host's layer beside this class
         nn.init.uniform_(self.weight, 0.0, 1e-3)
 
 
